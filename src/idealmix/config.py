@@ -1,0 +1,191 @@
+"""The schema of ``config.yaml``: what a run is made of, every key with its default.
+
+Flows in: plain mappings (``configfile`` reads them from YAML). Flows out: checked, frozen settings that the
+rooms below take as arguments. No torch, no file access.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+class Settings(BaseModel):
+    """Base of every block: unknown keys refused, values fixed after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+def _path_alone(value: Any) -> Any:
+    """``mathematics: file.jsonl`` is short for ``mathematics: {path: file.jsonl}``."""
+    return {"path": value} if isinstance(value, str) else value
+
+
+class Source(Settings):
+    """Where rows come from: a local file or folder, or a Hugging Face dataset's name."""
+
+    path: str = Field(
+        min_length=1, description="a file (.jsonl, .json, .csv, .parquet), a folder, or a hub dataset"
+    )
+    name: str | None = Field(None, description="the hub dataset's configuration")
+    split: str = Field("train", description="the hub dataset's split")
+    rows: int | None = Field(None, gt=0, description="use a seeded sample of this many rows; null: all")
+
+
+class ReferenceSource(Source):
+    """A reference set: held-out good answers for one capability; never trained on."""
+
+    weight: float = Field(
+        1.0, ge=0, allow_inf_nan=False, description="weight of this capability in the objective"
+    )
+
+
+class Score(Settings):
+    """A score on a test set: ``exact_match`` (a regex that takes the answer out) or a Python callable."""
+
+    test: str = Field(description="the test set's name")
+    exact_match: str | None = Field(None, description="regex; its first group (or whole match) is the answer")
+    callable: str | None = Field(None, description="'module:function', called with (model, tokenizer, rows)")
+    max_new_tokens: int = Field(256, gt=0, description="length limit of a generated answer")
+    rows: int | None = Field(None, gt=0, description="score only the first this many test rows; null: all")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Score:
+        if (self.exact_match is None) == (self.callable is None):
+            raise ValueError("give exactly one of exact_match and callable")
+        return self
+
+
+class Constraint(Settings):
+    """A no-regression limit on one reference set, honoured by allocation and by the decision."""
+
+    max_increase: float = Field(
+        ge=0, allow_inf_nan=False, description="largest accepted rise of the loss, nats per token"
+    )
+
+
+class Lora(Settings):
+    """Low-rank adapters (peft's names)."""
+
+    r: int = Field(16, gt=0)
+    lora_alpha: float = Field(32, gt=0)
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: str | list[str] = "all-linear"
+
+
+class Training(BaseModel):
+    """How a mixture is trained. Keys that are not listed here go to TRL's ``SFTConfig`` as they are."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    backend: Literal["trl", "command"] = "trl"
+    command: str | None = Field(
+        None, description="for backend: command; {model} {train_file} {output_dir} are filled in"
+    )
+    epochs: float = Field(1, gt=0, allow_inf_nan=False)
+    learning_rate: float = Field(1.0e-5, gt=0, allow_inf_nan=False)
+    max_length: int = Field(
+        512, gt=1, description="tokens a row; longer rows are cut at the end, and counted"
+    )
+    lora: Lora | None = None
+    per_device_train_batch_size: int = Field(8, gt=0, description="rows in a micro-batch of one process")
+    gradient_accumulation_steps: int = Field(1, gt=0)
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: the checkpoint's own")
+    gradient_checkpointing: bool = False
+    packing: bool = Field(False, description="flatten each micro-batch into one padding-free sequence")
+    lr_scheduler_type: str = "linear"
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, ge=0)
+    optim: str = "adamw_torch"
+    save_steps: int | None = Field(None, gt=0, description="checkpoint inside the phase every so many steps")
+    report_to: str | list[str] = "none"
+
+    @model_validator(mode="after")
+    def _command_given(self) -> Training:
+        if self.backend == "command" and not self.command:
+            raise ValueError("backend: command needs training.command")
+        if self.backend != "command" and self.command:
+            raise ValueError("training.command is only used with backend: command")
+        return self
+
+    @property
+    def extra_arguments(self) -> dict[str, Any]:
+        """Keys of the block that this schema does not name: they go to the trainer."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Influence(Settings):
+    """How influence is measured."""
+
+    curvature: Literal["ekfac", "kfac", "identity"] = "ekfac"
+    response: Literal["converged", "finite"] = "converged"
+    fisher: Literal["sampled", "empirical"] = Field("sampled", description="labels behind the curvature")
+    centred: Literal["auto"] | bool = Field("auto", description="auto: true with a held budget, else false")
+    layers: str | list[str] = Field("linear", description="linear, mlp, or name patterns (fnmatch)")
+    damping: float = Field(
+        1.0e-3, gt=0, allow_inf_nan=False, description="relative to a layer's mean eigenvalue"
+    )
+    sample_fraction: float = Field(
+        0.5, gt=0, le=1, description="share of each domain's rows that is measured"
+    )
+    batch_tokens: int = Field(4096, gt=0, description="padded tokens in one pass's batch")
+
+
+class Budget(Settings):
+    """What stays equal between mixtures."""
+
+    unit: Literal["tokens", "supervised_tokens", "rows"] = "tokens"
+    hold: bool = Field(True, description="false: volume is free, as in the paper")
+    size: int | None = Field(None, gt=0, description="amount in that unit; null: all rows of all pools")
+
+
+class Allocation(Settings):
+    """How counts follow from influence."""
+
+    rule: Literal["scaled"] = "scaled"
+    m: float = Field(
+        0.15, gt=0, allow_inf_nan=False, description="largest relative change of a domain in one round"
+    )
+    budget: Budget = Budget()
+    start: Literal["natural", "uniform"] | dict[str, int] = Field(
+        "natural", description="mixture of round 0: by pool size, equal, or row counts"
+    )
+    floor: float | dict[str, float] = Field(
+        0, ge=0, description="smallest share of a domain, in the budget's unit"
+    )
+    cap: float | dict[str, float] | None = Field(
+        None, description="largest share of a domain, in the budget's unit"
+    )
+    max_repeats: int = Field(4, gt=0, description="largest number of times that one row is drawn")
+    gate: bool = Field(True, description="move only what stands out of its standard error")
+    rounds: int = Field(3, gt=0, description="trainings of the loop, round 0 included")
+    patience: int = Field(1, ge=0, description="rounds without improvement before the loop ends")
+    replicates: int = Field(2, ge=0, description="extra seeds of round 0: the seed's share of the error")
+
+
+def _none_is_empty(value: Any) -> Any:
+    return {} if value is None else value
+
+
+class Config(Settings):
+    """A run's whole configuration, every default resolved. See docs/config.md."""
+
+    model: str = Field(min_length=1, description="a hub name or a local folder")
+    method: Literal["ideal", "ideal-paper"] = "ideal"
+    domains: dict[str, Annotated[Source, BeforeValidator(_path_alone)]] = Field(min_length=1)
+    references: dict[str, Annotated[ReferenceSource, BeforeValidator(_path_alone)]] = Field(min_length=1)
+    tests: Annotated[
+        dict[str, Annotated[Source, BeforeValidator(_path_alone)]], BeforeValidator(_none_is_empty)
+    ] = Field(default_factory=dict)
+    scores: Annotated[dict[str, Score], BeforeValidator(_none_is_empty)] = Field(default_factory=dict)
+    objective: Literal["mean_loss", "relative", "worst"] = "mean_loss"
+    constraints: Annotated[dict[str, Constraint], BeforeValidator(_none_is_empty)] = Field(
+        default_factory=dict
+    )
+    training: Training = Training()
+    influence: Influence = Influence()
+    allocation: Allocation = Allocation()
+    seed: int = Field(0, ge=0)
+    output: str = "runs/my-run"
