@@ -1,0 +1,220 @@
+"""The run folder: one lock, and phases that are done exactly once.
+
+Flows in: a phase's name, what it depends on, and the function that produces it. Flows out: the artifact on disk
+(a file or a folder), whole or not there at all.
+
+A phase writes to ``<name>.part``; the part is renamed when it is complete, and the marker
+``.phases/<name>.json`` is written last. The marker holds the phase's key (the hash of its inputs, which include
+the keys of the phases before it), the hash of every file, and the seconds that it took. On resume a phase counts
+as done when key and hashes agree; anything else is done again, and the reason is told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from idealmix.errors import IdealmixError, InputError
+
+# Part of every key: raise it when the meaning of an artifact changes, so that old ones are not mixed in.
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished phase: where it lies, its key, its seconds, and whether this process made it."""
+
+    path: Path
+    key: str
+    seconds: float
+    fresh: bool
+
+    def json(self) -> Any:
+        """The artifact's content, for a phase that is one JSON file."""
+        return read_json(self.path)
+
+
+class RunFolder:
+    """One run on disk.
+
+    Args:
+        path: the folder; made if it is absent.
+        tell: receives one sentence for every unusual thing found (a redone phase).
+    """
+
+    def __init__(self, path: Path, tell: Callable[[str], None] = lambda text: None) -> None:
+        self.path, self._tell = path, tell
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder against a second process.
+
+        Raises:
+            IdealmixError: another process holds it, or the folder cannot be written.
+        """
+        with _disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (held by the with below)
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                handle.seek(0)
+                raise IdealmixError(
+                    f"another process (pid {handle.read().strip() or 'unknown'}) is working on this run",
+                    where=str(self.path),
+                    mend="wait for it or stop it, or give this run another output folder",
+                ) from None
+            handle.truncate(0)
+            handle.write(str(os.getpid()))
+            handle.flush()
+            yield
+
+    def phase(self, name: str, inputs: Mapping[str, Any], produce: Callable[[Path], None]) -> Artifact:
+        """Do a phase unless it is done.
+
+        Args:
+            name: the artifact's path inside the run folder, such as ``round-0/evaluation.json``.
+            inputs: everything that the result depends on, as plain JSON data.
+            produce: writes the artifact to the path that it is given: a file if `name` has a suffix, else an
+                existing folder. That folder may hold what an interrupted attempt with the same key left.
+
+        Raises:
+            IdealmixError: the disk is full or cannot be written; what was finished before is kept.
+        """
+        key = hash_json({"format": FORMAT, "phase": name, "inputs": inputs})
+        if (done := self.finished(name, key)) is not None:
+            return done
+        final = self.path / name
+        part = final.with_name(final.name + ".part")
+        claim = final.with_name(final.name + ".part.key")
+        started = time.monotonic()
+        with _disk_errors(final):
+            if not (claim.exists() and claim.read_text(encoding="utf-8") == key):
+                remove(part)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            write_text(claim, key)
+            if not final.suffix:
+                part.mkdir(exist_ok=True)
+            produce(part)
+            self._marker(name).unlink(missing_ok=True)
+            remove(final)
+            os.replace(part, final)
+            marker = {"key": key, "files": _hashes(final), "seconds": round(time.monotonic() - started, 3)}
+            self._marker(name).parent.mkdir(parents=True, exist_ok=True)
+            write_json(self._marker(name), marker)
+            claim.unlink(missing_ok=True)
+        return Artifact(final, key, marker["seconds"], fresh=True)
+
+    def finished(self, name: str, key: str) -> Artifact | None:
+        """The artifact if it is done, whole and made from the same inputs."""
+        marker, final = self._marker(name), self.path / name
+        if not marker.exists():
+            return None
+        try:
+            done = read_json(marker)
+            made_from, files, seconds = done["key"], done["files"], float(done["seconds"])
+        except (IdealmixError, KeyError, TypeError, ValueError):
+            self._tell(f"{name}: its completion marker is damaged; doing this phase again")
+            return None
+        if made_from != key:
+            self._tell(f"{name}: its inputs have changed; doing this phase again")
+            return None
+        if not final.exists() or _hashes(final) != files:
+            self._tell(f"{name}: the file on disk is damaged or was changed; doing this phase again")
+            return None
+        return Artifact(final, key, seconds, fresh=False)
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds that each finished phase took, by name."""
+        root = self.path / ".phases"
+        return {
+            marker.relative_to(root).as_posix().removesuffix(".done"): float(read_json(marker)["seconds"])
+            for marker in sorted(root.rglob("*.done"))
+        }
+
+    def _marker(self, name: str) -> Path:
+        return self.path / ".phases" / f"{name}.done"
+
+
+# --- files ---------------------------------------------------------------------------------------------------
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        InputError: it is absent or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError("this file does not exist", where=str(path)) from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"this file is not JSON: {error}", where=str(path)) from None
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON whole or not at all; NaN is refused, since JSON has none."""
+    write_text(path, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all (temporary file, flush to disk, rename)."""
+    part = path.with_name(path.name + ".tmp")
+    with open(part, "w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(part, path)
+
+
+def hash_json(data: Any) -> str:
+    """SHA-256 of data as canonical JSON."""
+    text = json.dumps(data, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _hashes(path: Path) -> dict[str, str]:
+    """SHA-256 of a file, or of every file in a folder, by relative path."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    found = {}
+    for file in files:
+        with open(file, "rb") as handle:
+            found[file.relative_to(path).as_posix()] = hashlib.file_digest(handle, "sha256").hexdigest()
+    return found
+
+
+@contextlib.contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals into one clear message."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            what, mend = "the disk is full", "free some space, then run the same command again"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            what, mend = "this folder cannot be written", "change its permissions or set another `output`"
+        elif error.errno in (errno.ENOTDIR, errno.EEXIST):
+            what, mend = "a file stands where the run folder should be", "set another `output`"
+        else:
+            raise
+        raise IdealmixError(what, where=str(error.filename or path), mend=mend) from error

@@ -1,0 +1,53 @@
+"""Several processes in one run: who writes, who waits, and how a failure reaches everyone.
+
+Flows in: the environment that ``accelerate launch`` or ``torchrun`` sets. Flows out: `Team`. With one process
+every method is a plain call.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable
+from typing import Any
+
+from idealmix.errors import IdealmixError
+
+
+class Team:
+    """The processes of this run. Rank 0 owns the folder and the terminal; training is everybody's."""
+
+    def __init__(self) -> None:
+        self.size = int(os.environ.get("WORLD_SIZE", "1"))
+        self._state: Any = None
+        if self.size > 1:
+            from accelerate import PartialState
+
+            # a phase of rank 0 alone (evaluation, influence) may take hours while the others wait
+            self._state = PartialState(timeout=datetime.timedelta(days=2))
+
+    @property
+    def leads(self) -> bool:
+        """True on the process that writes and prints."""
+        return self._state is None or self._state.is_main_process
+
+    def lead(self, work: Callable[[], Any]) -> Any:
+        """Run `work` on rank 0; every process gets its result, or its failure."""
+        if self._state is None:
+            return work()
+        from accelerate.utils import broadcast_object_list
+
+        outcome: list[Any] = [None, None]
+        if self.leads:
+            try:
+                outcome[0] = work()
+            except IdealmixError as error:
+                outcome[1] = error
+            except BaseException as error:
+                outcome[1] = IdealmixError(f"{type(error).__name__}: {error}", where="rank 0")
+                broadcast_object_list(outcome)
+                raise
+        broadcast_object_list(outcome)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
