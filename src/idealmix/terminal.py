@@ -1,0 +1,129 @@
+"""A run's events on the terminal: a live bar with the time left on a screen, plain lines anywhere else.
+
+Flows in: the events of `idealmix.run.watch.Watch`. Flows out: text on standard error, so that standard output
+stays free for results.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+# A log file gets a line of progress at most this often.
+_PLAIN_SECONDS = 15.0
+
+
+class Terminal:
+    """Draws a run's events.
+
+    Args:
+        quiet: show nothing but warnings (``--json``).
+        console: for tests; default standard error.
+    """
+
+    def __init__(self, quiet: bool = False, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True, highlight=False)
+        if not self._console.is_terminal:
+            # a log has no edge: never wrap or cut a line to a guessed width
+            self._console.width = max(self._console.width, 160)
+        self._quiet = quiet
+        self._step, self._started, self._spoken = "", 0.0, 0.0
+        self._bar: Progress | None = None
+        self._task: Any = None
+
+    def begin(self, step: str) -> None:
+        self._step, self._started, self._spoken = step, time.monotonic(), time.monotonic()
+
+    def advance(self, done: int, total: int, detail: str = "") -> None:
+        if self._quiet or total <= 0:
+            return
+        if self._console.is_terminal:
+            self._draw(done, total, detail)
+            return
+        now = time.monotonic()
+        if now - self._spoken >= _PLAIN_SECONDS and 0 < done < total:
+            self._spoken = now
+            left = (now - self._started) / done * (total - done)
+            tail = f", {detail}" if detail else ""
+            self._line(f"  {self._step}: {done}/{total}, about {duration(left)} left{tail}")
+
+    def end(self, seconds: float, reused: bool) -> None:
+        self._clear()
+        self._line(f"{self._step}: {'already done' if reused else duration(seconds)}")
+        self._step = ""
+
+    def note(self, text: str) -> None:
+        self._line(text)
+
+    def warn(self, text: str) -> None:
+        self._clear()
+        self._console.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        if self._quiet:
+            return
+        self._clear()
+        table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        for i, column in enumerate(columns):
+            table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*(cell.replace("[", "\\[") for cell in row))
+        self._console.print()
+        self._console.print(table)
+        self._console.print()
+
+    def close(self) -> None:
+        """Leave the terminal as it was found; called also after a failure."""
+        self._clear()
+
+    def _line(self, text: str) -> None:
+        if not self._quiet:
+            self._console.print(text, markup=False, soft_wrap=True)
+
+    def _draw(self, done: int, total: int, detail: str) -> None:
+        if self._bar is None:
+            self._bar = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=24),
+                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[detail]}", markup=False),
+                console=self._console,
+                transient=True,
+            )
+            self._task = self._bar.add_task(self._step, total=total, detail=detail)
+            self._bar.start()
+        self._bar.update(self._task, completed=done, total=total, detail=detail)
+
+    def _clear(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: ``0.4 s``, ``12 s``, ``3 min 20 s``, ``2 h 5 min``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def fail(message: str) -> None:
+    """Print an error's message, and nothing else, on standard error."""
+    Console(stderr=True, highlight=False).print(
+        f"error: {message}", style="bold red", markup=False, soft_wrap=True
+    )
+    sys.stderr.flush()
