@@ -152,7 +152,9 @@ class Allocation(Settings):
     start: Literal["natural", "uniform"] | dict[str, int] = Field(
         "natural", description="mixture of round 0: by pool size, equal, or row counts"
     )
-    floor: float | dict[str, float] = Field(0, description="smallest share of a domain, in the budget's unit")
+    floor: float | dict[str, float] = Field(
+        0.0, description="smallest share of a domain, in the budget's unit"
+    )
     cap: float | dict[str, float] | None = Field(
         None, description="largest share of a domain, in the budget's unit"
     )

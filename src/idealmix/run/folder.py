@@ -44,6 +44,16 @@ class Artifact:
         return read_json(self.path)
 
 
+@dataclass(frozen=True)
+class Begun:
+    """A phase under way: where to write, and when it started (monotonic seconds)."""
+
+    name: str
+    key: str
+    part: Path
+    started: float
+
+
 class RunFolder:
     """One run on disk.
 
@@ -92,13 +102,20 @@ class RunFolder:
         Raises:
             IdealmixError: the disk is full or cannot be written; what was finished before is kept.
         """
+        begun = self.begin(name, inputs)
+        if isinstance(begun, Artifact):
+            return begun
+        with _disk_errors(begun.part):
+            produce(begun.part)
+        return self.finish(begun)
+
+    def begin(self, name: str, inputs: Mapping[str, Any]) -> Artifact | Begun:
+        """The finished artifact, or the part that is to be written; several processes may then write it together."""
         key = hash_json({"format": FORMAT, "phase": name, "inputs": inputs})
         if (done := self.finished(name, key)) is not None:
             return done
         final = self.path / name
-        part = final.with_name(final.name + ".part")
-        claim = final.with_name(final.name + ".part.key")
-        started = time.monotonic()
+        part, claim = final.with_name(final.name + ".part"), self._claim(name)
         with _disk_errors(final):
             if not (claim.exists() and claim.read_text(encoding="utf-8") == key):
                 remove(part)
@@ -106,15 +123,20 @@ class RunFolder:
             write_text(claim, key)
             if not final.suffix:
                 part.mkdir(exist_ok=True)
-            produce(part)
-            self._marker(name).unlink(missing_ok=True)
+        return Begun(name, key, part, time.monotonic())
+
+    def finish(self, begun: Begun) -> Artifact:
+        """Promote a written part: the rename, then the marker."""
+        final, marker = self.path / begun.name, self._marker(begun.name)
+        with _disk_errors(final):
+            marker.unlink(missing_ok=True)
             remove(final)
-            os.replace(part, final)
-            marker = {"key": key, "files": _hashes(final), "seconds": round(time.monotonic() - started, 3)}
-            self._marker(name).parent.mkdir(parents=True, exist_ok=True)
-            write_json(self._marker(name), marker)
-            claim.unlink(missing_ok=True)
-        return Artifact(final, key, marker["seconds"], fresh=True)
+            os.replace(begun.part, final)
+            seconds = round(time.monotonic() - begun.started, 3)
+            marker.parent.mkdir(parents=True, exist_ok=True)
+            write_json(marker, {"key": begun.key, "files": _hashes(final), "seconds": seconds})
+            self._claim(begun.name).unlink(missing_ok=True)
+        return Artifact(final, begun.key, seconds, fresh=True)
 
     def finished(self, name: str, key: str) -> Artifact | None:
         """The artifact if it is done, whole and made from the same inputs."""
@@ -142,6 +164,9 @@ class RunFolder:
             marker.relative_to(root).as_posix().removesuffix(".done"): float(read_json(marker)["seconds"])
             for marker in sorted(root.rglob("*.done"))
         }
+
+    def _claim(self, name: str) -> Path:
+        return self.path / f"{name}.part.key"
 
     def _marker(self, name: str) -> Path:
         return self.path / ".phases" / f"{name}.done"
