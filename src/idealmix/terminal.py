@@ -1,6 +1,6 @@
 """A run's events on the terminal: a live bar with the time left on a screen, plain lines anywhere else.
 
-Flows in: the events of `idealmix.run.watch.Watch`. Flows out: text on standard error, so that standard output
+Flows in: the events of `idealmix.rounds.watch.Watch`. Flows out: text on standard error, so that standard output
 stays free for results.
 """
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from idealmix.errors import IdealmixError
-from idealmix.run.folder import RunFolder, hash_json, write_json
+from idealmix.rounds.folder import RunFolder, hash_json, write_json
 
 
 def counter(calls: list[str], text: str = "x") -> Any:

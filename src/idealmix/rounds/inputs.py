@@ -1,0 +1,101 @@
+"""What a run starts from: the tokenised pools, the reference sets in two halves, the test sets, all checked.
+
+Flows in: the resolved configuration. Flows out: `Inputs`, and the digests that the phases' keys are made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from idealmix.config import Config
+from idealmix.errors import InputError
+from idealmix.rounds.watch import Watch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from idealmix.data.pools import Pool
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The data of a run, in memory-mapped pools.
+
+    Attributes:
+        tokenizer: the model's own.
+        domains: training pools by name.
+        gradient_halves: the half of each reference set whose gradient the influence uses.
+        deciding_halves: the half of each reference set that decides between mixtures.
+        tests: test sets by name.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    domains: dict[str, Pool]
+    gradient_halves: dict[str, Pool]
+    deciding_halves: dict[str, Pool]
+    tests: dict[str, Pool]
+
+    def digests(self, block: str) -> dict[str, str]:
+        """Content hashes of one block's sets, for keys and the manifest."""
+        sets: Mapping[str, Pool] = getattr(self, block)
+        return {name: pool.digest for name, pool in sets.items()}
+
+    def facts(self) -> dict[str, Any]:
+        """Rows, tokens and supervised tokens of every set, for the manifest."""
+        return {
+            block: {
+                name: {
+                    "rows": len(pool),
+                    "tokens": int(pool.tokens.sum()),
+                    "supervised_tokens": int(pool.supervised.sum()),
+                    "sha256": pool.digest,
+                }
+                for name, pool in getattr(self, block).items()
+            }
+            for block in ("domains", "gradient_halves", "deciding_halves", "tests")
+        }
+
+
+def load_inputs(config: Config, watch: Watch) -> Inputs:
+    """Load, tokenise and check every set that the configuration names.
+
+    Raises:
+        InputError: a file, row, name or overlap is wrong; see `idealmix.data`.
+    """
+    from idealmix.data.pools import check_leaks, load_pool, split_reference
+    from idealmix.data.tokenise import Encoder
+    from idealmix.training.model import load_tokenizer
+
+    tokenizer = load_tokenizer(config.model)
+    encoder = Encoder(tokenizer, config.training.max_length)
+    sources = {
+        (block, name): source
+        for block in ("domains", "references", "tests")
+        for name, source in getattr(config, block).items()
+    }
+    pools: dict[str, dict[str, Pool]] = {"domains": {}, "references": {}, "tests": {}}
+    for done, ((block, name), source) in enumerate(sources.items()):
+        watch.advance(done, len(sources), f"{block}.{name}")
+        pool = load_pool(name, source, encoder, seed=config.seed)
+        pools[block][name] = pool
+        for warning in pool.report.warnings:
+            watch.warn(f"{block}.{name}: {warning}")
+    check_leaks(pools["domains"], pools["references"], pools["tests"])
+    halves = {}
+    for name, pool in pools["references"].items():
+        if len(pool) < 4:
+            raise InputError(
+                f"this reference set has {len(pool)} usable rows; one half gives gradients, the other decides",
+                where=f"references.{name}",
+                mend="give it at least 4 rows; 30 to 300 serve well",
+            )
+        halves[name] = split_reference(pool, config.seed)
+    return Inputs(
+        tokenizer=tokenizer,
+        domains=pools["domains"],
+        gradient_halves={name: half[0] for name, half in halves.items()},
+        deciding_halves={name: half[1] for name, half in halves.items()},
+        tests=pools["tests"],
+    )
