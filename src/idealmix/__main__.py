@@ -1,0 +1,5 @@
+"""``python -m idealmix`` and ``accelerate launch -m idealmix``."""
+
+from idealmix.cli import main
+
+main()

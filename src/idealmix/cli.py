@@ -1,0 +1,228 @@
+"""The command line: each command reads its input, calls one function, and shows the result.
+
+Exit status: 0 done, 2 the user's input is wrong, 1 anything else. A user's mistake gets one message, never a
+traceback. Nothing heavy is imported before a command runs.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from idealmix import __version__
+from idealmix.errors import IdealmixError, InputError
+
+if TYPE_CHECKING:
+    from idealmix.rounds.team import Team
+    from idealmix.terminal import Terminal
+
+app = typer.Typer(
+    help="Find how much of each domain belongs in a supervised fine-tuning mixture.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+ConfigFile = Annotated[Path, typer.Argument(help="The run's config.yaml.", show_default=False)]
+RunPath = Annotated[Path, typer.Argument(help="A run folder.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a key: key.path=value. May be repeated.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+@app.callback(invoke_without_command=True)
+def _top(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"idealmix {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("config.yaml"),
+    as_json: AsJson = False,
+) -> None:
+    """Write a commented configuration to start from."""
+    from importlib import resources
+
+    if path.is_dir():
+        path = path / "config.yaml"
+    text = resources.files("idealmix").joinpath("template.yaml").read_text(encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "x", encoding="utf-8") as handle:
+            handle.write(text)
+    except FileExistsError:
+        raise InputError(
+            "this file exists already", where=str(path), mend="give another path, or move it away"
+        ) from None
+    except OSError as error:
+        raise InputError(f"cannot write here: {error.strerror}", where=str(path)) from None
+    if as_json:
+        _print_json({"config": str(path)})
+    else:
+        typer.echo(f"wrote {path}\nEdit it, then: idealmix run {path}")
+
+
+@app.command()
+def run(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check everything, show the resolved configuration, train nothing."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train, evaluate, measure influence, allocate, again: to the best mixture and its report.
+
+    On an existing run folder it goes on where it stopped.
+    """
+    from idealmix import configfile
+
+    settings = configfile.load(config, overrides or [])
+    if dry_run:
+        from idealmix.rounds.inputs import load_inputs
+
+        with _watching(as_json) as (terminal, _):
+            terminal.begin("reading the data")
+            facts = load_inputs(settings, terminal).facts()
+        if as_json:
+            _print_json({"config": settings.model_dump(mode="json"), "data": facts})
+        else:
+            typer.echo(configfile.dump(settings))
+            for block, sets in facts.items():
+                for name, fact in sets.items():
+                    typer.echo(
+                        f"# {block}.{name}: {fact['rows']:,} rows, {fact['tokens']:,} tokens, "
+                        f"{fact['supervised_tokens']:,} supervised"
+                    )
+        return
+    from idealmix.rounds.loop import run_rounds
+
+    with _watching(as_json, resume=f"idealmix run {config}") as (terminal, team):
+        result = run_rounds(settings, terminal, team)
+    if team.leads:
+        _finish(settings.output, result, as_json)
+
+
+@app.command()
+def influence(
+    config: ConfigFile,
+    model: Annotated[
+        str, typer.Option("--model", help="A checkpoint that any trainer made: folder or hub name.")
+    ],
+    mixture: Annotated[
+        Path | None,
+        typer.Option("--mixture", help="The mixture.json it was trained on; default: the start mixture."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="Where to write influence.json.")] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the influence matrix of a checkpoint. Nothing is trained."""
+    from idealmix import configfile
+    from idealmix.api import measure_checkpoint
+
+    settings = configfile.load(config, overrides or [])
+    with _watching(as_json) as (terminal, _):
+        matrix = measure_checkpoint(settings, model, mixture, terminal)
+        path = output or Path(settings.output) / "influence.json"
+        matrix.write(path)
+    if as_json:
+        _print_json(matrix.to_json())
+    else:
+        typer.echo(f"{matrix}\nwritten to {path}")
+
+
+@app.command()
+def report(path: RunPath, as_json: AsJson = False) -> None:
+    """Write a run's report.html again."""
+    from idealmix.report.page import write
+
+    page = write(path)
+    if as_json:
+        _print_json({"report": str(page)})
+    else:
+        typer.echo(f"wrote {page}")
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", help="The run folder.")] = Path("runs/demo"),
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the whole loop on the built-in skills: a small model, five generated domains, a few minutes."""
+    from idealmix import configfile
+    from idealmix.rounds.loop import run_rounds
+    from idealmix.skills import write_demo
+
+    config = write_demo(output)
+    settings = configfile.load(config, [f"output={json.dumps(str(output.resolve()))}", *(overrides or [])])
+    with _watching(as_json, resume=f"idealmix demo --output {output}") as (terminal, team):
+        result = run_rounds(settings, terminal, team)
+    if team.leads:
+        _finish(settings.output, result, as_json)
+
+
+# --- shared by the commands ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def _watching(as_json: bool, resume: str | None = None) -> Iterator[tuple[Terminal, Team]]:
+    """A terminal to watch on, and one clear line when the user stops the work."""
+    from idealmix.rounds.team import Team
+    from idealmix.terminal import Terminal, fail
+
+    def stop(signum: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    team = Team()
+    terminal = Terminal(quiet=as_json or not team.leads)
+    try:
+        yield terminal, team
+    except KeyboardInterrupt:
+        terminal.close()
+        go_on = f" Everything finished is kept; go on with: {resume}" if resume else ""
+        if team.leads:
+            fail(f"stopped.{go_on}")
+        raise typer.Exit(1) from None
+    finally:
+        terminal.close()
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _finish(output: str, result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json(result)
+    else:
+        typer.echo(f"mixture  {Path(output) / 'mixture'}\nreport   {Path(output) / 'report.html'}")
+
+
+def _print_json(data: Any) -> None:
+    typer.echo(json.dumps(data, ensure_ascii=False, allow_nan=False))
+
+
+def main() -> None:
+    """Entry point: run a command, turn failures into messages and exit statuses."""
+    try:
+        app()
+    except IdealmixError as error:
+        from idealmix.terminal import fail
+
+        fail(error.message())
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()
