@@ -1,0 +1,119 @@
+"""One question and its answer for each built-in skill.
+
+Flows in: a seeded ``random.Random``. Flows out: ``(prompt, response)``, plain ASCII of at most about sixty characters.
+Every answer follows from its prompt (of ``chat``, the first sentence does), so a score is an exact match.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from random import Random
+
+CONSONANTS = "bcdfghjklmnprstvwz"
+VOWELS = "aeiou"
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+Task = Callable[[Random], tuple[str, str]]
+
+
+def word(rng: Random, syllables: int) -> str:
+    """A pronounceable made-up word: one consonant and one vowel a syllable."""
+    return "".join(rng.choice(CONSONANTS) + rng.choice(VOWELS) for _ in range(syllables))
+
+
+def mathematics(rng: Random) -> tuple[str, str]:
+    """Sums, differences and products of small whole numbers, of two or three terms: ``47+25-8=`` gives ``64``."""
+    kind = rng.random()
+    a, b, c = rng.randint(10, 99), rng.randint(10, 99), rng.randint(2, 9)
+    if kind < 0.35:
+        b = rng.randint(10, a)
+        return (f"{a}+{b}=", f"{a + b}") if rng.random() < 0.5 else (f"{a}-{b}=", f"{a - b}")
+    if kind < 0.85:
+        second, sign = rng.randint(10, 99), rng.choice((1, -1))
+        return f"{a}+{second}{'+' if sign > 0 else '-'}{c}=", f"{a + second + sign * c}"
+    return f"{a}*{c}=", f"{a * c}"
+
+
+OPERATIONS: dict[str, Callable[[str], str]] = {
+    "rev": lambda s: s[::-1],
+    "up": str.upper,
+    "dup": lambda s: s + s,
+    "tail": lambda s: s[1:],
+    "head": lambda s: s[:-1],
+    "swap": lambda s: s[-1] + s[1:-1] + s[0] if len(s) > 1 else s,
+    "next": lambda s: "".join(_next_letter(c) for c in s),
+}
+
+
+def _next_letter(letter: str) -> str:
+    shifted = LETTERS[(LETTERS.index(letter.lower()) + 1) % 26]
+    return shifted if letter.islower() else shifted.upper()
+
+
+def coding(rng: Random) -> tuple[str, str]:
+    """What nested string functions return: ``rev(up('kdm'))`` gives ``MDK``."""
+    argument = "".join(rng.choice(LETTERS) for _ in range(rng.randint(3, 5)))
+    names = rng.sample(sorted(OPERATIONS), rng.choice((1, 2, 2, 3)))
+    program, value = f"'{argument}'", argument
+    for name in names:
+        program, value = f"{name}({program})", OPERATIONS[name](value)
+    return program, value
+
+
+def reasoning(rng: Random) -> tuple[str, str]:
+    """Who stands where, from shuffled comparisons of neighbours: ``c>k, k>m, m>a. 2nd?`` gives ``k``."""
+    names = rng.sample(LETTERS, rng.choice((3, 4, 4, 5)))
+    facts = [
+        f"{first}>{second}" if rng.random() < 0.5 else f"{second}<{first}"
+        for first, second in pairwise(names)
+    ]
+    rng.shuffle(facts)
+    place = rng.randrange(len(names))
+    asked = ("1st", "2nd", "3rd", "4th", "5th")[place]
+    return f"{', '.join(facts)}. {asked}?", names[place]
+
+
+JOINTS = {"commas": ", ", "dashes": "-", "slashes": "/", "spaces": " "}
+
+
+def instruction(rng: Random) -> tuple[str, str]:
+    """Words to be laid out as told: ``dashes, capitals: zodu pave`` gives ``ZODU-PAVE``."""
+    words = [word(rng, rng.choice((2, 2, 3))) for _ in range(rng.choice((2, 3, 4)))]
+    joint = rng.choice(sorted(JOINTS))
+    manner = rng.choice(("plain", "capitals", "initials", "backwards", "sorted"))
+    laid_out = {
+        "plain": words,
+        "capitals": [w.upper() for w in words],
+        "initials": [w.capitalize() for w in words],
+        "backwards": words[::-1],
+        "sorted": sorted(words),
+    }[manner]
+    return f"{joint}, {manner}: {' '.join(words)}", JOINTS[joint].join(laid_out)
+
+
+TOPICS = ("tea", "rain", "trains", "bread", "cats", "maps", "music", "snow", "bikes", "soup")
+REMARKS = (
+    "My aunt has {t}",
+    "I want {t} too",
+    "More {t} on {d}",
+    "No {t} before {d}",
+    "Why not {t} on {d}",
+)
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+
+
+def chat(rng: Random) -> tuple[str, str]:
+    """Small talk: the answer greets by name and then says something of the topic, which is not to be foreseen."""
+    name, topic = word(rng, rng.choice((2, 3))).capitalize(), rng.choice(TOPICS)
+    remark = rng.choice(REMARKS).format(t=topic, d=rng.choice(DAYS))
+    return f"I am {name}. Any {topic}?", f"Hello {name}. {remark}."
+
+
+TASKS: dict[str, Task] = {
+    "mathematics": mathematics,
+    "coding": coding,
+    "reasoning": reasoning,
+    "instruction": instruction,
+    "chat": chat,
+}
