@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from importlib import resources
 from pathlib import Path
 
@@ -228,3 +230,9 @@ def test_any_file_is_accepted_or_refused_clearly(
     path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
     with pytest.raises(InputError):
         configfile.load(path)
+
+
+def test_the_config_page_is_written_from_the_schema() -> None:
+    script = Path(__file__).parent.parent / "scripts" / "write_config_reference.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -68,10 +68,10 @@ class Constraint(Settings):
 class Lora(Settings):
     """Low-rank adapters (peft's names)."""
 
-    r: int = Field(16, gt=0)
-    lora_alpha: float = Field(32, gt=0)
-    lora_dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: str | list[str] = "all-linear"
+    r: int = Field(16, gt=0, description="rank")
+    lora_alpha: float = Field(32.0, gt=0, description="scale; the update is lora_alpha / r times the product")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapters' input")
+    target_modules: str | list[str] = Field("all-linear", description="which layers get adapters")
 
 
 class Training(BaseModel):
@@ -79,28 +79,30 @@ class Training(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    backend: Literal["trl", "command"] = "trl"
+    backend: Literal["trl", "command"] = Field(
+        "trl", description="who trains: TRL here, or an outside command"
+    )
     command: str | None = Field(
         None, description="for backend: command; {model} {train_file} {output_dir} are filled in"
     )
-    epochs: float = Field(1, gt=0, allow_inf_nan=False)
-    learning_rate: float = Field(1.0e-5, gt=0, allow_inf_nan=False)
+    epochs: float = Field(1.0, gt=0, allow_inf_nan=False, description="passes over the mixture")
+    learning_rate: float = Field(1.0e-5, gt=0, allow_inf_nan=False, description="peak learning rate")
     max_length: int = Field(
         512, gt=1, description="tokens a row; longer rows are cut at the end, and counted"
     )
-    lora: Lora | None = None
+    lora: Lora | None = Field(None, description="train low-rank adapters; null: all parameters")
     per_device_train_batch_size: int = Field(8, gt=0, description="rows in a micro-batch of one process")
-    gradient_accumulation_steps: int = Field(1, gt=0)
+    gradient_accumulation_steps: int = Field(1, gt=0, description="micro-batches of one optimiser step")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: the checkpoint's own")
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = Field(False, description="less memory, more time")
     packing: bool = Field(False, description="flatten each micro-batch into one padding-free sequence")
-    lr_scheduler_type: str = "linear"
-    warmup_steps: int = Field(0, ge=0)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, ge=0)
-    optim: str = "adamw_torch"
+    lr_scheduler_type: str = Field("linear", description="transformers' schedule name")
+    warmup_steps: int = Field(0, ge=0, description="optimiser steps of warm-up")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
+    max_grad_norm: float = Field(1.0, ge=0, description="gradient clipping; 0: none")
+    optim: str = Field("adamw_torch", description="transformers' optimiser name")
     save_steps: int | None = Field(None, gt=0, description="checkpoint inside the phase every so many steps")
-    report_to: str | list[str] = "none"
+    report_to: str | list[str] = Field("none", description="experiment trackers, passed through")
 
     @model_validator(mode="after")
     def _command_given(self) -> Training:
@@ -119,8 +121,13 @@ class Training(BaseModel):
 class Influence(Settings):
     """How influence is measured."""
 
-    curvature: Literal["ekfac", "kfac", "identity"] = "ekfac"
-    response: Literal["converged", "finite"] = "converged"
+    curvature: Literal["ekfac", "kfac", "identity"] = Field(
+        "ekfac",
+        description="approximation of the Gauss-Newton matrix; identity: the gradient dot product, a baseline",
+    )
+    response: Literal["converged", "finite"] = Field(
+        "converged", description="converged: the paper's inverse; finite: the training that was done"
+    )
     fisher: Literal["sampled", "empirical"] = Field("sampled", description="labels behind the curvature")
     centred: Literal["auto"] | bool = Field("auto", description="auto: true with a held budget, else false")
     layers: str | list[str] = Field("linear", description="linear, mlp, or name patterns (fnmatch)")
@@ -136,7 +143,7 @@ class Influence(Settings):
 class Budget(Settings):
     """What stays equal between mixtures."""
 
-    unit: Literal["tokens", "supervised_tokens", "rows"] = "tokens"
+    unit: Literal["tokens", "supervised_tokens", "rows"] = Field("tokens", description="what is counted")
     hold: bool = Field(True, description="false: volume is free, as in the paper")
     size: int | None = Field(None, gt=0, description="amount in that unit; null: all rows of all pools")
 
@@ -144,11 +151,11 @@ class Budget(Settings):
 class Allocation(Settings):
     """How counts follow from influence."""
 
-    rule: Literal["scaled"] = "scaled"
+    rule: Literal["scaled"] = Field("scaled", description="beta_i = - m slope_i / max |slope| (the paper)")
     m: float = Field(
         0.15, gt=0, allow_inf_nan=False, description="largest relative change of a domain in one round"
     )
-    budget: Budget = Budget()
+    budget: Budget = Field(Budget(), description="what stays equal between mixtures")
     start: Literal["natural", "uniform"] | dict[str, int] = Field(
         "natural", description="mixture of round 0: by pool size, equal, or row counts"
     )
@@ -173,19 +180,30 @@ class Config(Settings):
     """A run's whole configuration, every default resolved. See docs/config.md."""
 
     model: str = Field(min_length=1, description="a hub name or a local folder")
-    method: Literal["ideal", "ideal-paper"] = "ideal"
-    domains: dict[str, Annotated[Source, BeforeValidator(_path_alone)]] = Field(min_length=1)
-    references: dict[str, Annotated[ReferenceSource, BeforeValidator(_path_alone)]] = Field(min_length=1)
+    method: Literal["ideal", "ideal-paper"] = Field(
+        "ideal", description="ideal, or the paper's rule to the letter"
+    )
+    domains: dict[str, Annotated[Source, BeforeValidator(_path_alone)]] = Field(
+        min_length=1, description="training pools by name"
+    )
+    references: dict[str, Annotated[ReferenceSource, BeforeValidator(_path_alone)]] = Field(
+        min_length=1, description="reference sets by capability"
+    )
     tests: Annotated[
         dict[str, Annotated[Source, BeforeValidator(_path_alone)]], BeforeValidator(_none_is_empty)
-    ] = Field(default_factory=dict)
-    scores: Annotated[dict[str, Score], BeforeValidator(_none_is_empty)] = Field(default_factory=dict)
-    objective: Literal["mean_loss", "relative", "worst"] = "mean_loss"
-    constraints: Annotated[dict[str, Constraint], BeforeValidator(_none_is_empty)] = Field(
-        default_factory=dict
+    ] = Field(default_factory=dict, description="test sets by name: final figures only")
+    scores: Annotated[dict[str, Score], BeforeValidator(_none_is_empty)] = Field(
+        default_factory=dict, description="scores on test sets by name"
     )
-    training: Training = Training()
-    influence: Influence = Influence()
-    allocation: Allocation = Allocation()
-    seed: int = Field(0, ge=0)
-    output: str = "runs/my-run"
+    objective: Literal["mean_loss", "relative", "worst"] = Field(
+        "mean_loss",
+        description="how the references' losses are joined: weighted mean, mean of loss over its value in round 0, or the worst of those",
+    )
+    constraints: Annotated[dict[str, Constraint], BeforeValidator(_none_is_empty)] = Field(
+        default_factory=dict, description="no-regression limits by reference set"
+    )
+    training: Training = Field(Training(), description="how a mixture is trained")
+    influence: Influence = Field(Influence(), description="how influence is measured")
+    allocation: Allocation = Field(Allocation(), description="how counts follow from influence")
+    seed: int = Field(0, ge=0, description="of every draw, order and sample")
+    output: str = Field("runs/my-run", description="the run folder")
