@@ -1,0 +1,265 @@
+"""Trains a mixture by TRL: from the base model to a checkpoint, its record and its second moments.
+
+Works in one process and under ``accelerate launch`` or ``torchrun``: every process calls ``train_by_trl``.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import PrinterCallback
+from trl import SFTConfig
+
+from idealmix import config
+from idealmix.errors import IdealmixError, InputError
+from idealmix.training import Progress
+from idealmix.training.arguments import trainer_arguments
+from idealmix.training.model import load_model, load_tokenizer, weights_dtype
+from idealmix.training.order import StepPlan, consumption_digest, plan_steps
+from idealmix.training.packed import check_packing
+from idealmix.training.planned import PlannedTrainer
+from idealmix.training.quiet import quiet
+from idealmix.training.record import TrainingRecord
+
+if TYPE_CHECKING:
+    from idealmix.data.mixture import Mixture
+    from idealmix.data.pools import Pool
+
+
+def train_by_trl(
+    model: str | Path,
+    mixture: Mixture,
+    pools: Mapping[str, Pool],
+    settings: config.Training,
+    *,
+    seed: int,
+    output: Path,
+    steps: int | None = None,
+    progress: Progress | None = None,
+) -> TrainingRecord:
+    """See ``idealmix.training.train``.
+
+    Precision: weights that are trained are kept and saved in float32. With ``dtype: bfloat16`` (or ``auto`` on
+    a bfloat16 checkpoint) the forward pass computes in bfloat16 and frozen weights under adapters are stored
+    so: updates at usual learning rates are smaller than bfloat16 can add to a weight.
+    """
+    began = time.monotonic()
+    path = str(Path(model).resolve()) if Path(model).is_dir() else str(model)
+    dtype = weights_dtype(path) if settings.dtype == "auto" else settings.dtype
+    plan = plan_steps(
+        mixture,
+        pools,
+        seed=seed,
+        epochs=settings.epochs,
+        micro_batch_rows=settings.per_device_train_batch_size,
+        accumulation=settings.gradient_accumulation_steps,
+        processes=int(os.environ.get("WORLD_SIZE", "1")),  # set by accelerate launch and torchrun
+        steps=steps,
+    )
+    arguments = trainer_arguments(settings, plan, seed=seed, dtype=dtype, folder=output / "checkpoints")
+    with quiet():
+        trainer = _trainer(path, plan, pools, settings, arguments, dtype, progress)
+        checkpoint = _checkpoint_of(trainer, _key(path, plan, pools, arguments, settings))
+        _run(trainer, checkpoint)
+        consumed = _checked_consumption(trainer, plan, pools)
+        moments, optimiser = _second_moments(trainer)
+        _save(trainer, trainer.processing_class, output, moments)
+        trainer.accelerator.wait_for_everyone()
+    steps_log = [entry for entry in trainer.state.log_history if "learning_rate" in entry]
+    warnings = []
+    if not moments:
+        warnings.append(
+            f"{settings.optim} keeps no second moments: the finite response treats it as plain gradient descent"
+        )
+    if hasattr(getattr(trainer.model, "config", None), "output_router_logits"):
+        warnings.append("mixture-of-experts model: its load-balancing loss is switched off while training")
+    record = TrainingRecord(
+        backend="trl",
+        seed=seed,
+        steps=len(plan.steps),
+        rows=plan.rows,
+        tokens=plan.tokens,
+        supervised_tokens=plan.supervised_tokens,
+        step_weights=plan.step_weights,
+        token_shares=plan.token_shares,
+        model_path="model",
+        seconds=time.monotonic() - began,
+        step_sizes=[entry["learning_rate"] for entry in steps_log],
+        losses=[entry["loss"] for entry in steps_log],
+        optimiser=optimiser,
+        trained="lora" if settings.lora else "full",
+        dtype=dtype,
+        processes=plan.processes,
+        consumed=consumed,
+        arguments={key: value for key, value in arguments.items() if key != "output_dir"},
+        warnings=warnings,
+    )
+    if trainer.is_world_process_zero():
+        record.write(output / "record.json")
+        shutil.rmtree(output / "checkpoints", ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    return record
+
+
+def _trainer(
+    path: str,
+    plan: StepPlan,
+    pools: Mapping[str, Pool],
+    settings: config.Training,
+    arguments: dict[str, Any],
+    dtype: str,
+    progress: Progress | None,
+) -> PlannedTrainer:
+    tokenizer = load_tokenizer(path)
+    model = load_model(path, dtype if settings.lora else "float32")
+    if settings.packing:
+        check_packing(model, plan, pools, tokenizer.pad_token_id)
+    adapters = _adapters(settings.lora, path)
+    try:
+        trainer = PlannedTrainer(
+            model=model,
+            args=SFTConfig(**arguments),
+            processing_class=tokenizer,
+            peft_config=adapters,
+            plan=plan,
+            pools=pools,
+            packing=settings.packing,
+            progress=progress,
+        )
+    except (ValueError, TypeError, ImportError) as error:
+        raise InputError(f"the trainer refuses these settings: {error}", where="training") from error
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _adapters(lora: config.Lora | None, path: str) -> Any:
+    if lora is None:
+        return None
+    if (Path(path) / "adapter_config.json").is_file():
+        raise InputError(
+            "the base model is itself a folder of adapters",
+            where=path,
+            mend="merge them into their base first",
+        )
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise InputError(
+            "LoRA needs peft", where="training.lora", mend="pip install 'idealmix[lora]'"
+        ) from error
+    return LoraConfig(task_type="CAUSAL_LM", **lora.model_dump())
+
+
+def _run(trainer: PlannedTrainer, checkpoint: Path | None) -> None:
+    if checkpoint is not None:
+        trainer.recall_consumed(checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except torch.OutOfMemoryError as error:
+        raise IdealmixError(
+            "the accelerator's memory is too small for this training",
+            where="training",
+            mend="lower per_device_train_batch_size and raise gradient_accumulation_steps by as much (the "
+            "result stays the same), set gradient_checkpointing: true, or train adapters (lora)",
+        ) from error
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise IdealmixError(
+            "the disk is full", where=str(trainer.args.output_dir), mend="free space and run again"
+        ) from error
+
+
+def _key(
+    path: str, plan: StepPlan, pools: Mapping[str, Pool], arguments: dict[str, Any], settings: config.Training
+) -> str:
+    """What a checkpoint must have been made by to be gone on from."""
+    facts = [path, plan.digest(pools), plan.processes, plan.micro_batches, arguments, settings.model_dump()]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _checkpoint_of(trainer: PlannedTrainer, key: str) -> Path | None:
+    """The last complete checkpoint of this very training; those of another one are removed."""
+    folder = Path(str(trainer.args.output_dir))
+    mark = folder / "key.txt"
+    same = mark.is_file() and mark.read_text(encoding="utf-8") == key
+    found = [path for path in folder.glob("checkpoint-*") if same and _complete(path)]
+    trainer.accelerator.wait_for_everyone()
+    if trainer.is_world_process_zero():
+        if not same:
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.write_text(key, encoding="utf-8")
+    trainer.accelerator.wait_for_everyone()
+    return max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+
+
+def _complete(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _checked_consumption(trainer: PlannedTrainer, plan: StepPlan, pools: Mapping[str, Pool]) -> str:
+    """The digest of what was really consumed, after it was compared with the plan."""
+    steps = trainer.consumed_steps()
+    digest = consumption_digest(plan.domains, steps, pools)
+    if digest != plan.digest(pools) or trainer.state.global_step != len(plan.steps):
+        raise IdealmixError(
+            f"{sum(map(len, steps))} rows in {trainer.state.global_step} steps were consumed, not the "
+            f"{plan.rows} rows in {len(plan.steps)} steps of the mixture",
+            where="training",
+            mend="this is a fault in idealmix or an untested version of transformers: please report it",
+        )
+    return digest
+
+
+def _second_moments(trainer: PlannedTrainer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """AdamW's bias-corrected second moments by parameter name, and the optimiser's constants."""
+    optimiser: Any = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    model: Any = trainer.model
+    group = optimiser.param_groups[0]
+    facts = {
+        "name": type(optimiser).__name__,
+        "betas": list(group["betas"]) if "betas" in group else None,
+        "eps": group.get("eps"),
+        "weight_decay": trainer.args.weight_decay,
+    }
+    moments = {}
+    for name, parameter in model.named_parameters():
+        state = optimiser.state.get(parameter, {})
+        if "exp_avg_sq" not in state:
+            continue
+        moment = state["exp_avg_sq"]
+        if hasattr(moment, "full_tensor"):  # sharded by FSDP: every process takes part
+            moment = moment.full_tensor()
+        correction = 1.0 - group["betas"][1] ** float(state["step"])
+        moments[name] = (moment.float() / correction).cpu().contiguous()
+    return moments, facts
+
+
+def _save(trainer: PlannedTrainer, tokenizer: Any, output: Path, moments: dict[str, torch.Tensor]) -> None:
+    """The checkpoint (weights or adapters, tokenizer) and the second moments; only the main process writes."""
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if not trainer.is_world_process_zero():
+        return
+    folder = output / "model"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    model.save_pretrained(folder, state_dict=state, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+    if moments:
+        save_file(moments, output / "second_moments.safetensors")
