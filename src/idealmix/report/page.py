@@ -1,0 +1,326 @@
+"""The report of a run as one self-contained HTML page.
+
+Flows in: the mapping of result.json. Flows out: HTML without a script, a font, or a request to anywhere: its own
+content security policy forbids all three. Names and texts of the run are escaped by the template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from idealmix.errors import InputError
+from idealmix.report import figures, words
+from idealmix.rounds.folder import read_json, write_text
+
+# A page with more cells of influence than this leaves out the earliest rounds' matrices, to stay below 1 MB.
+_MOST_CELLS = 2000
+_STRIP_BINS = 48
+_MARKS = {"helps": "▼", "hurts": "▲", "cannot be told from zero": "≈", "not tested": "?", "not measured": "–"}
+
+
+def write(run_folder: Path) -> Path:
+    """Write ``report.html`` from the ``result.json`` in a run folder, and return its path.
+
+    Raises:
+        InputError: the folder has no result.json, or one that this version cannot read.
+    """
+    result = read_json(run_folder / "result.json")
+    try:
+        page = build(result)
+    except InputError as error:
+        raise InputError(error.what, where=str(run_folder / "result.json"), mend=error.mend) from None
+    out = run_folder / "report.html"
+    write_text(out, page)
+    return out
+
+
+def build(result: Mapping[str, Any]) -> str:
+    """The page for a result (the format of result.json, version 1).
+
+    Raises:
+        InputError: it is not such a result.
+    """
+    if not isinstance(result, Mapping) or result.get("format") != 1:
+        raise InputError(
+            "this is not a result of format 1", mend="make it again with this version of idealmix"
+        )
+    missing = [key for key in ("domains", "references", "rounds", "best") if result.get(key) is None]
+    if missing or not result["rounds"] or not 0 <= result["best"] < len(result["rounds"]):
+        raise InputError(
+            f"the result is incomplete: {words.listing(missing) or 'no such best round'}",
+            mend="let the run end, then ask for the report again",
+        )
+    here = PackageLoader("idealmix.report", "")
+    environment = Environment(
+        loader=here, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    style, _, _ = here.get_source(environment, "page.css")
+    return environment.get_template("page.html").render(
+        style=Markup(style),  # our own file
+        result=result,
+        words=words,
+        marks=_MARKS,
+        headline=_headline(result),
+        losses=_losses(result),
+        finals=_finals(result),
+        volumes=_volumes(result),
+        influences=_influences(result),
+        decisions=_decisions(result),
+        facts=_facts(result),
+        warnings=_warnings(result),
+    )
+
+
+def _headline(result: Mapping[str, Any]) -> dict[str, Any]:
+    rounds, best = result["rounds"], result["best"]
+    now, unit = words.amounts(result, rounds[best])
+    before, _ = words.amounts(result, rounds[0])
+    share, joint = words.shares(now), words.shares(before)
+    whole, whole_joint = words.whole_percents(share), words.whole_percents(joint)
+    top = max([*share.values(), *joint.values(), 0.0])
+    bars = []
+    for d in sorted(result["domains"], key=lambda d: -share[d]):
+        change = None if best == 0 or not before[d] else now[d] / before[d] - 1
+        label = f"{d}: {whole[d]} in this mixture, {whole_joint[d]} in joint"
+        bars.append({
+            "name": d, "share": whole[d], "joint": whole_joint[d], "change": change,
+            "rows": rounds[best]["counts"].get(d), "svg": figures.bar(share[d], joint[d], top, label),
+        })  # fmt: skip
+    differences = (result.get("final") or {}).get("test_differences") if best else None
+    return {
+        "advice": words.advice(share, keep=best == 0),
+        "unit": unit,
+        "bars": bars,
+        "against": words.against_joint(result),
+        "tests": words.tests_sentence(differences or {}),
+        "noise": words.seed_noise(result),
+    }
+
+
+def _losses(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The objective's panel, then one for each reference set that was evaluated."""
+    rounds, best = result["rounds"], result["best"]
+    base = (result.get("base") or {}).get("losses") or {}
+    what, unit = words.OBJECTIVES.get(
+        result.get("objective", ""), (str(result.get("objective") or "objective"), "")
+    )
+    series: list[tuple[str, str, list[Any], Any]] = [
+        ("Objective", f"{what}{', ' + unit if unit else ''}", [r.get("objective") for r in rounds], None)
+    ]
+    for q in result["references"]:
+        weight = (result.get("weights") or {}).get(q, 1)
+        each = [(r.get("losses") or {}).get(q) for r in rounds]
+        note = "weight 0: watched only" if weight == 0 else f"weight {weight:g}"
+        series.append((q, note, each, (base.get(q) or {}).get("mean")))
+    panels = []
+    for name, note, each, untrained in series:
+        points = []
+        for r, e in zip(rounds, each):
+            value = None if e is None else e.get("value", e.get("mean"))
+            if value is not None:
+                kept = r["decision"] in ("start", "better")
+                label = "joint" if r["index"] == 0 else f"round {r['index']}"
+                points.append(
+                    figures.Point(label, value, words.half_width(e.get("se")), kept, r["index"] == best)
+                )
+        if points:
+            svg = figures.dots(f"{name} by round", points, base=untrained, joined=points[0].label == "joint")
+            panels.append({"name": name, "note": note, "svg": svg})
+    return panels
+
+
+def _finals(result: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Test losses and scores of base, joint and ideal; None when there are neither."""
+    final = result.get("final")
+    if not final:
+        return None
+    base = result.get("base") or {}
+    tables = []
+    for key, title, differences, lower in (
+        ("tests", "test loss", final.get("test_differences") or {}, True),
+        ("scores", "score", final.get("score_differences") or {}, False),
+    ):
+        joint, ideal = ((final.get(side) or {}).get(key) or {} for side in ("joint", "ideal"))
+        untrained = base.get(key) or {}
+        rows, panels = [], []
+        for name in dict.fromkeys([*joint, *ideal]):
+            cells = [table.get(name) for table in (untrained, joint, ideal)]
+            d = differences.get(name)
+            rows.append({
+                "name": name, "cells": cells, "difference": d,
+                "places": words.decimals(min([c["se"] for c in cells if c and c.get("se")], default=None), 2),
+                "verdict": words.verdict(d["value"], d.get("se"), d.get("dof"), lower_is_better=lower) if d else None,
+            })  # fmt: skip
+            points = [
+                figures.Point(label, c["mean"], words.half_width(c.get("se")), best=label == "ideal")
+                for label, c in zip(("base", "joint", "ideal"), cells)
+                if c and c.get("mean") is not None
+            ]
+            if key == "scores":
+                panels.append(
+                    {"name": name, "svg": figures.dots(f"{name}, higher is better", points, joined=False)}
+                )
+        if rows:
+            compared = any(row["difference"] for row in rows)
+            tables.append(
+                {"title": title, "lower": lower, "rows": rows, "panels": panels, "compared": compared}
+            )
+    return {"tables": tables} if tables else None
+
+
+def _volumes(result: Mapping[str, Any]) -> dict[str, Any]:
+    rounds = result["rounds"]
+    each = [words.amounts(result, r) for r in rounds]
+    share = [words.whole_percents(words.shares(amount)) for amount, _ in each]
+    domains = [
+        {"name": d, "cells": [(r["counts"].get(d), s[d]) for r, s in zip(rounds, share)]}
+        for d in result["domains"]
+    ]
+    return {"domains": domains, "unit": each[0][1]}
+
+
+def _influences(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    measured = [r for r in result["rounds"] if r.get("influence")]
+    cells, shown = 0, []
+    for r in reversed(measured):
+        cells += len(r["influence"]["references"]) * len(r["influence"]["domains"])
+        shown.append(_influence(r, result, drawn=cells <= _MOST_CELLS or not shown))
+    return shown[::-1]
+
+
+def _influence(of_round: Mapping[str, Any], result: Mapping[str, Any], *, drawn: bool) -> dict[str, Any]:
+    found = of_round["influence"]
+    alpha, se = found["alpha"], found.get("se_population")
+    references, domains = found["references"], found["domains"]
+    sizes = [abs(a) for row in alpha for a in row if a is not None]
+    top = max(sizes, default=0.0)
+    signs = words.signs(alpha, se, found.get("dof"))
+    moves = (of_round.get("allocation") or {}).get("moves") or {}
+    rows = []
+    for q, reference in enumerate(references):
+        row = []
+        for i, domain in enumerate(domains):
+            sign, a = signs[q][i], alpha[q][i]
+            shade = figures.level(a, top) if sign in ("helps", "hurts") else ""
+            row.append(
+                {"domain": domain, "value": a, "se": se[q][i] if se else None, "sign": sign, "shade": shade}
+            )
+        rows.append({"name": reference, "cells": row})
+    unused = found.get("alpha_unused")
+    exhausted = [d for i, d in enumerate(domains) if unused and all(row[i] is None for row in unused)]
+    return {
+        "index": of_round["index"],
+        "drawn": drawn,
+        "rows": rows,
+        "domains": domains,
+        "places": words.decimals(top, 3),
+        "slopes": [moves.get(d) for d in domains] if any(moves.get(d) for d in domains) else None,
+        "allocation": of_round.get("allocation"),
+        "exhausted": exhausted,
+        "dot": found.get("curvature") == "identity",
+        "units": found.get("units") or "",
+        "how": _how(found),
+        "layers": _layers(found, result) if drawn else None,
+    }
+
+
+def _how(found: Mapping[str, Any]) -> str:
+    parts = [f"curvature {found['curvature']}"] if found.get("curvature") else []
+    parts += [f"response {found['response']}"] if found.get("response") else []
+    parts += [f"{found['fisher']} labels"] if found.get("fisher") else []
+    if found.get("centred") is not None:
+        parts.append("centred (volume held)" if found["centred"] else "not centred (volume free)")
+    if found.get("damping") is not None:
+        parts.append(f"damping {found['damping']:g}")
+    if found.get("sample_fraction") is not None:
+        parts.append(f"{words.percent(found['sample_fraction'])} of the rows measured")
+    return ", ".join(parts)
+
+
+def _layers(found: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Each domain's weighted influence by layer: coloured strips, and the three largest parts by name."""
+    layers, domains, references = found.get("layers") or [], found["domains"], found["references"]
+    if not layers:
+        return None
+    weights = result.get("weights") or {}
+    total = sum(weights.get(q, 1) for q in references) or 1
+    parts = [
+        [sum(weights.get(q, 1) / total * (row[i] or 0) for q, row in zip(references, layer["alpha"])) for i in range(len(domains))]
+        for layer in layers
+    ]  # fmt: skip
+    each = -(-len(layers) // min(_STRIP_BINS, len(layers)))  # neighbours added up when there are many layers
+    bins = [[sum(column) for column in zip(*parts[k : k + each])] for k in range(0, len(parts), each)]
+    top = max((abs(v) for row in bins for v in row), default=0.0)
+    strips = [
+        {"name": d, "svg": figures.strip([row[i] for row in bins], top, f"{d}, by layer")}
+        for i, d in enumerate(domains)
+    ]
+    largest = sorted(
+        ((layer["name"], d, parts[k][i]) for k, layer in enumerate(layers) for i, d in enumerate(domains)),
+        key=lambda part: -abs(part[2]),
+    )[:3]
+    return {
+        "count": len(layers),
+        "each": each,
+        "strips": strips,
+        "largest": largest,
+        "places": words.decimals(top, 3),
+    }
+
+
+def _decisions(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    known = [r.get("difference") for r in result["rounds"]]
+    halves = [words.half_width(d.get("se"), d.get("dof")) if d else None for d in known]
+    reach = max([abs(d["value"]) + (h or 0) for d, h in zip(known, halves) if d], default=0.0)
+    places = words.decimals(min([h for h in halves if h], default=reach), 2)
+    steps = []
+    for r, d, half in zip(result["rounds"], known, halves):
+        text, svg = "", None
+        if d:
+            text = f"{words.number(d['value'], places, plus=True)} ({words.interval(d['value'], d.get('se'), d.get('dof'), places)})"
+            svg = figures.whisker(d["value"], half, reach, r["decision"], f"difference {text}")
+        steps.append({
+            "index": r["index"], "decision": r["decision"], "words": words.DECISIONS.get(r["decision"], r["decision"]),
+            "reason": r.get("reason") or "", "difference": text, "svg": svg, "best": r["index"] == result["best"],
+        })  # fmt: skip
+    return steps
+
+
+def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Names and values of the run's circumstances, in reading order."""
+    budget = result.get("budget") or {}
+    held = "held in every round" if budget.get("hold", True) else "free"
+    size = f", {words.whole(budget['size'])}" if budget.get("size") else ""
+    facts = [
+        ("Run", result.get("name")), ("Model", result.get("model")), ("Method", result.get("method")),
+        ("Objective", result.get("objective")),
+        ("Budget", f"{words.UNITS.get(budget['unit'], budget['unit'])}{size}, {held}" if budget.get("unit") else None),
+        ("Domains", words.listing(result["domains"])), ("Reference sets", words.listing(result["references"])),
+    ]  # fmt: skip
+    for key, value in (result.get("facts") or {}).items():
+        facts.append((str(key).replace("_", " ").capitalize(), _flat(value)))
+    timing = result.get("timing") or {}
+    if timing.get("total_s") is not None:
+        facts.append(("Time", words.duration(timing["total_s"])))
+    return [(name, str(value)) for name, value in facts if value not in (None, "")]
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_flat(v)}" for k, v in value.items())
+    return ", ".join(_flat(v) for v in value) if isinstance(value, list | tuple) else str(value)
+
+
+def _warnings(result: Mapping[str, Any]) -> list[str]:
+    """The run's warnings, then each round's from its influence, each once."""
+    found = [str(w) for w in result.get("warnings") or []]
+    for r in result["rounds"]:
+        found += [
+            f"Round {r['index']}, influence: {w}" for w in (r.get("influence") or {}).get("warnings") or []
+        ]
+    return list(dict.fromkeys(found))
