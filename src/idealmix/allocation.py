@@ -1,0 +1,454 @@
+"""From influence to counts.
+
+Flows in: row counts, pool sizes, volume per row, the objective's slope by domain with its error, settings.
+Flows out: an ``Allocation``: new row counts and, for every domain and in words, why. Pure numpy and scipy.
+
+A slope is dL/dbeta, nats (of the objective) per doubling of the domain; negative: more of it lowers the loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import stdtr
+
+from idealmix import config
+from idealmix.errors import InputError
+from idealmix.volumes import Array, fill, row_bounds, whole_rows
+
+LEVEL = 0.05  # family-wise: the chance that any domain moves when none should
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """A loss's slope by domain, measured on the rows that a change would act on.
+
+    Arrays are (D,) in the order of `domains`. `growth` is from unused pool rows, NaN where the pool is exhausted;
+    `drawn` is from the mixture's rows (shrinking, and growth by repetition), NaN where the domain is empty.
+    `se` are population standard errors, `dof` their degrees of freedom (inf: normal).
+    """
+
+    domains: Sequence[str]
+    growth: Array
+    growth_se: Array
+    growth_dof: Array
+    drawn: Array
+    drawn_se: Array
+    drawn_dof: Array
+
+    def sorted(self, names: Sequence[str]) -> Slopes:
+        """The same slopes in the order of `names`."""
+        at = [list(self.domains).index(n) for n in names]
+        fields = ("growth", "growth_se", "growth_dof", "drawn", "drawn_se", "drawn_dof")
+        return Slopes(names, *(np.asarray(getattr(self, f), dtype=float)[at] for f in fields))
+
+    def predict(self, beta: Array) -> tuple[float, float]:
+        """First-order change of the loss under relative changes `beta`, and its standard error (domains as independent)."""
+        unused = (beta > 0) & np.isfinite(self.growth)
+        parts = np.nan_to_num(np.where(unused, self.growth, self.drawn)) * beta
+        errors = np.nan_to_num(np.where(unused, self.growth_se, self.drawn_se)) * beta
+        return float(parts.sum()), float(np.sqrt((errors**2).sum()))
+
+    def harms(self, beta: Array) -> NDArrayBool:
+        """Which domains' own change would raise the loss."""
+        unused = (beta > 0) & np.isfinite(self.growth)
+        return np.nan_to_num(np.where(unused, self.growth, self.drawn)) * beta > 0
+
+
+NDArrayBool = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A no-regression limit: what `reference` may still lose, nats per token, and its own slopes."""
+
+    reference: str
+    slopes: Slopes
+    allowance: float
+
+
+@dataclass(frozen=True)
+class Move:
+    """One domain in one allocation. ``after = (1 + beta) * before``; `repeats` is how often each pool row is drawn on average."""
+
+    before: int
+    after: int
+    beta: float
+    slope: float | None
+    slope_se: float | None
+    gated: bool
+    repeats: float
+    note: str
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """New counts, and why. `predicted`: first-order change of the objective, before any calibration."""
+
+    rule: str
+    m: float
+    unit: str
+    amount_before: float
+    amount_after: float
+    predicted: float
+    moves: dict[str, Move]
+    reason: str
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Row counts after the allocation, in the order of the counts that were given."""
+        return {name: move.after for name, move in self.moves.items()}
+
+    @property
+    def equilibrium(self) -> bool:
+        """Nothing moves."""
+        return all(move.after == move.before for move in self.moves.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types, for ``allocation.json`` and ``result.json``."""
+        return {**asdict(self), "equilibrium": self.equilibrium}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Allocation:
+        """The inverse of `to_json`."""
+        fields = {k: v for k, v in data.items() if k != "equilibrium"}
+        return cls(**{**fields, "moves": {name: Move(**move) for name, move in data["moves"].items()}})
+
+
+def start_counts(
+    sizes: Mapping[str, int], per_row: Mapping[str, float], settings: config.Allocation
+) -> dict[str, int]:
+    """Row counts of round 0.
+
+    ``natural``: in proportion to the pools' rows; ``uniform``: equal volumes in the budget's unit; a mapping: as
+    given. The total is ``budget.size`` in the unit, or the volume of all rows of all pools; floor, cap and
+    ``max_repeats`` hold, what they take or leave goes to the other domains.
+
+    Args:
+        sizes: rows of each pool.
+        per_row: mean volume of a row of each pool in the budget's unit (1 for ``rows``).
+
+    Raises:
+        InputError: bounds that cannot hold together, a budget beyond the pools, given counts beyond either.
+    """
+    names = sorted(sizes)  # the order of the configuration changes nothing
+    size, weight = _array(sizes, names), _weights(per_row, names)
+    asked = settings.budget.size
+    unit = settings.budget.unit.replace("_", " ")
+    if isinstance(settings.start, dict):
+        rows = _array(settings.start, names)
+        for name, n, most in zip(names, rows, size * settings.max_repeats):
+            if n > most:
+                raise InputError(
+                    f"{name} starts with {n:,.0f} rows; its pool gives {most:,.0f} when each row is drawn at most "
+                    f"{settings.max_repeats} times",
+                    where="allocation.start",
+                    mend="lower the count, add rows, or raise allocation.max_repeats",
+                )
+        total = float(rows @ weight)
+        if asked is not None and abs(total - asked) > 0.01 * asked:
+            raise InputError(
+                f"the row counts amount to {total:,.0f} {unit}, budget.size is {asked:,}",
+                where="allocation.start",
+                mend="leave budget.size out (the counts then fix the budget), or change one of the two",
+            )
+        lower, upper = row_bounds(names, size, weight, settings, total)
+        for name, n, low, high in zip(names, rows, lower, upper):
+            if not low - 1 <= n <= high + 1:
+                raise InputError(
+                    f"{name} starts with {n:,.0f} rows; floor and cap allow {low:,.0f} to {high:,.0f}",
+                    where="allocation.start",
+                    mend="change the count, allocation.floor or allocation.cap",
+                )
+        return {name: int(settings.start[name]) for name in sizes}
+    total = float(asked if asked is not None else size @ weight)
+    lower, upper = row_bounds(names, size, weight, settings, total)
+    shares = size * weight if settings.start == "natural" else np.ones(len(names))
+    volumes = fill(shares, lower * weight, upper * weight, total)
+    found = dict(zip(names, whole_rows(volumes / weight, weight, total, lower, upper)))
+    return {name: int(found[name]) for name in sizes}
+
+
+def allocate(
+    counts: Mapping[str, int],
+    sizes: Mapping[str, int],
+    per_row: Mapping[str, float],
+    slopes: Slopes,
+    settings: config.Allocation,
+    *,
+    m: float | None = None,
+    limits: Sequence[Limit] = (),
+    calibration: float = 1.0,
+    amount: float | None = None,
+) -> Allocation:
+    """One step from the current counts along the objective's slopes.
+
+    1. A domain's slope is the unused rows' if that is negative (it would grow), else the drawn rows' if that is
+       positive (it would shrink), else it stays: the two kinds of rows disagree. Without unused rows: the drawn.
+    2. The gate: a domain moves only where |slope| exceeds t se at the family-wise 5% level (Holm over all domains;
+       two-sided t, which also covers that the kind of rows is chosen by its sign).
+    3. ``scaled`` (IDEAL, arXiv 2505.12762, section 4.1): beta_i = - m slope_i / max |slope| over the movers.
+    4. A held budget: growers take what shrinkers give. The side that wants more is scaled down, so that signs
+       follow slopes and no domain changes by more than m; all other counts stay as they are. If only one side
+       moves, it trades with the rest of the domains, in proportion to their volumes. Free volume: as it is.
+    5. Bounds (floor, cap, ``max_repeats``) cut what a domain gives or takes. No-regression limits: a rise that
+       stands out of its error and exceeds the allowance is avoided either by leaving the harmful moves out or by
+       shortening the step, whichever is predicted to gain more.
+    6. Whole rows that hold the budget (`whole_rows`).
+
+    Args:
+        counts, sizes, per_row: rows now, rows in the pool, mean volume of a row in the budget's unit, by domain.
+        m: largest relative change; None: the settings'.
+        limits: no-regression limits with what remains of each.
+        calibration: measured over predicted change of earlier steps (``LoopState.calibration``); scales the
+            predictions that the limits are held against, nothing else.
+        amount: the budget, in its unit; None: what `counts` amount to.
+
+    Raises:
+        InputError: bounds that cannot hold together (by how much).
+    """
+    names, m = sorted(counts), settings.m if m is None else m
+    n, size, weight = _array(counts, names), _array(sizes, names), _weights(per_row, names)
+    slopes = slopes.sorted(names)
+    limits = [Limit(lim.reference, lim.slopes.sorted(names), lim.allowance) for lim in limits]
+    hold, volume = settings.budget.hold, n * weight
+    total = float(volume.sum()) if amount is None else float(amount)
+
+    slope, se, dof, notes = _chosen(slopes, n)
+    p = np.array([_p_value(*entry) for entry in zip(slope, se, dof)])
+    gated = ~_holm(p) & ~np.isnan(slope) if settings.gate else np.zeros(len(names), dtype=bool)
+    notes = [f"stays: within its error (p = {_p(q)})" if g else note for g, q, note in zip(gated, p, notes)]
+    movers = ~np.isnan(slope) & ~gated & (slope != 0)
+    beta = np.where(movers, -m * slope / np.max(np.abs(slope[movers]), initial=1e-300), 0.0)
+
+    if not hold:
+        total = float(np.maximum((1 + beta) * volume, 0).sum())
+    lower, upper = row_bounds(names, size, weight, settings, total)
+    lower, upper = np.minimum(lower, n), np.maximum(upper, n)  # never worse than where it stands
+    room = ((upper - n) * weight, (n - lower) * weight)
+
+    def step(wanted: Array, frozen: NDArrayBool) -> Array:
+        wanted = np.where(frozen, 0.0, wanted)
+        return _exchange(wanted, volume, room, frozen) if hold else _free(wanted, volume, room)
+
+    change, said = _within_limits(beta, step, volume, slopes, limits, calibration, names)
+    moved = np.abs(change) > 1e-9 * max(total, 1.0)
+    rows = n.astype(np.int64)
+    if hold and moved.any():
+        left = total - float(volume[~moved].sum())
+        low, high = np.where(change > 0, n, lower), np.where(change > 0, upper, n)  # rounding flips no sign
+        wanted = n + change / weight
+        rows[moved] = whole_rows(wanted[moved], weight[moved], left, low[moved], high[moved])
+    elif moved.any():
+        rows[moved] = np.clip(np.floor(n + change / weight + 0.5), lower, upper)[moved]
+
+    real = np.where(n > 0, rows / np.maximum(n, 1) - 1, 0.0)
+    moves = {
+        name: Move(
+            before=int(n[i]),
+            after=int(rows[i]),
+            beta=float(real[i]),
+            slope=_number(slope[i]),
+            slope_se=_number(se[i]),
+            gated=bool(gated[i]),
+            repeats=float(rows[i] / size[i]) if size[i] else 0.0,
+            note=_note(notes[i], n[i], rows[i], size[i], beta[i], change[i], volume[i]),
+        )
+        for i, name in enumerate(names)
+    }
+    moves = {name: moves[name] for name in counts}
+    return Allocation(
+        rule=settings.rule,
+        m=float(m),
+        unit=settings.budget.unit,
+        amount_before=float(volume.sum()),
+        amount_after=float(rows @ weight),
+        predicted=slopes.predict(real)[0],
+        moves=moves,
+        reason=_reason(moves, movers, beta, change, hold, said),
+    )
+
+
+# --- the steps -----------------------------------------------------------------------------------------------
+
+
+def _chosen(slopes: Slopes, n: Array) -> tuple[Array, Array, Array, list[str]]:
+    """The slope that each domain's move would act on, its error, and what there is to say."""
+    slope, se, dof = (np.full(len(n), np.nan) for _ in range(3))
+    notes = []
+    for i in range(len(n)):
+        grow, drawn = slopes.growth[i], slopes.drawn[i]
+        if n[i] == 0:
+            note = "stays: it has no rows, so its influence cannot be measured"
+        elif grow < 0:
+            slope[i], se[i], dof[i] = grow, slopes.growth_se[i], slopes.growth_dof[i]
+            note = "more of it lowers the loss"
+        elif drawn > 0 or (np.isnan(grow) and drawn <= 0):
+            slope[i], se[i], dof[i] = drawn, slopes.drawn_se[i], slopes.drawn_dof[i]
+            note = "less of it lowers the loss" if drawn > 0 else "repeating it lowers the loss"
+        elif np.isnan(grow) or np.isnan(drawn):
+            note = "stays: its influence was not measured"
+        else:
+            note = "stays: its rows disagree (neither more unused rows nor fewer drawn ones lower the loss)"
+        notes.append(note)
+    return slope, se, dof, notes
+
+
+def _p_value(slope: float, se: float, dof: float) -> float:
+    """Two-sided; 1 where there is no slope or no standard error."""
+    if not (math.isfinite(slope) and math.isfinite(se)):
+        return 1.0
+    if se == 0:
+        return 0.0 if slope else 1.0
+    return 2 * float(stdtr(dof if math.isfinite(dof) else 1e9, -abs(slope) / se))
+
+
+def _holm(p: Array) -> NDArrayBool:
+    """Holm's step-down at `LEVEL`: which hypotheses of "no influence" fall."""
+    order = np.argsort(p, kind="stable")
+    passed = p[order] <= LEVEL / (len(p) - np.arange(len(p)))
+    out = np.zeros(len(p), dtype=bool)
+    out[order] = np.logical_and.accumulate(passed)
+    return out
+
+
+def _exchange(beta: Array, volume: Array, room: tuple[Array, Array], frozen: NDArrayBool) -> Array:
+    """Changes of volume that sum to zero: growers take what shrinkers give, within their rooms."""
+    grow, shrink = np.maximum(beta, 0) * volume, np.maximum(-beta, 0) * volume
+    if bool(grow.any()) != bool(shrink.any()):  # one side only
+        rest = np.where((beta == 0) & ~frozen, volume, 0.0) * np.abs(beta).max()
+        if not rest.any():  # all pull the same way: the strong against the weak
+            beta = np.where(beta != 0, beta - (beta @ volume) / volume[beta != 0].sum(), 0.0)
+            grow, shrink = np.maximum(beta, 0) * volume, np.maximum(-beta, 0) * volume
+        elif grow.any():
+            shrink = rest
+        else:
+            grow = rest
+    take, give = np.minimum(grow, room[0]), np.minimum(shrink, room[1])
+    traded = min(take.sum(), give.sum())
+    zero = np.zeros_like(volume)
+    return fill(grow, zero, take, traded) - fill(shrink, zero, give, traded)
+
+
+def _free(beta: Array, volume: Array, room: tuple[Array, Array]) -> Array:
+    """The paper's: every domain on its own."""
+    return np.clip(beta * volume, -room[1], room[0])
+
+
+def _within_limits(
+    beta: Array,
+    step: Callable[[Array, NDArrayBool], Array],
+    volume: Array,
+    slopes: Slopes,
+    limits: Sequence[Limit],
+    calibration: float,
+    names: Sequence[str],
+) -> tuple[Array, str]:
+    """The step's changes of volume, kept within the no-regression limits, and what that took."""
+    none = np.zeros(len(beta), dtype=bool)
+
+    def relative(change: Array) -> Array:
+        return np.divide(change, volume, out=np.zeros_like(change), where=volume > 0)
+
+    def broken(change: Array) -> list[tuple[Limit, float]]:
+        found = []
+        for limit in limits:
+            rise, error = limit.slopes.predict(relative(change))
+            # a rise within its error does not bind: the decision measures it
+            if rise > 1.645 * error and rise * calibration > max(limit.allowance, 0.0) * (1 + 1e-9):
+                found.append((limit, rise * calibration))
+        return found
+
+    change = step(beta, none)
+    over = broken(change)
+    if not over:
+        return change, ""
+    factor = min(max(limit.allowance, 0.0) / rise for limit, rise in over)
+    shortened, trimmed, frozen, still = change * factor, change, none, over
+    while still:  # each turn leaves out at least one more domain
+        for limit, _ in still:
+            frozen = frozen | limit.slopes.harms(relative(trimmed))
+        trimmed = step(beta, frozen)
+        still = broken(trimmed)
+    whom = " and ".join(limit.reference for limit, _ in over)
+    limits_said = f"the full step would raise {whom} beyond what it may still lose"
+    if slopes.predict(relative(trimmed))[0] < slopes.predict(relative(shortened))[0]:
+        left_out = ", ".join(n for n, f, c in zip(names, frozen, change) if f and c != 0)
+        return trimmed, f"{limits_said}: {left_out} left out of it"
+    return shortened, f"{limits_said}: shortened to {factor:.0%} of its length"
+
+
+# --- in words ------------------------------------------------------------------------------------------------
+
+
+def _note(
+    note: str, before: float, after: float, size: float, beta: float, change: float, volume: float
+) -> str:
+    if after == before:
+        if beta and abs(change) <= 1e-9 * max(volume, 1.0):
+            return f"{note}, but a bound, a limit or the lack of a partner keeps it"
+        return f"{note}, by less than a row" if beta else note
+    if beta == 0:
+        note = note.removeprefix("stays: ") + "; trades with the movers"
+    elif beta * change < 0:
+        note += ", but less than of the others, and the budget is held"
+    elif abs(change) < 0.99 * abs(beta) * volume:
+        note += f"; the rule's {beta:+.0%} is cut to what the others trade, or to a bound or limit"
+    if after > before and after > size:
+        note += f"; {after - max(before, size):,.0f} of the new rows are repetitions"
+    if after == 0:
+        note += "; empty now, so it cannot be measured and will not come back"
+    return note
+
+
+def _reason(
+    moves: Mapping[str, Move], movers: NDArrayBool, beta: Array, change: Array, hold: bool, said: str
+) -> str:
+    changed = {name: move for name, move in moves.items() if move.after != move.before}
+    parts = [f"{name} {move.beta:+.1%}".replace("-", "−") for name, move in changed.items()]
+    tail = f"; {said}" if said else ""
+    if not movers.any():
+        return f"Equilibrium: no domain's influence stands out of its error{tail}."
+    if not changed:
+        why = (
+            "the step is smaller than one row"
+            if np.any(change)
+            else "the movers' bounds, limits or the lack of a partner hold them"
+        )
+        return f"Equilibrium: {int(movers.sum())} of {len(moves)} domains would move, but {why}{tail}."
+    text = f"{', '.join(parts)}"
+    kept = [name for name in moves if name not in changed]
+    if kept:
+        text += f"; {', '.join(kept)} keep{'s its count' if len(kept) == 1 else ' their counts'}"
+    partners = int(np.sum((beta == 0) & (change != 0)))
+    if hold and partners:
+        one = int(movers.sum()) == 1
+        text += f"; {'the one mover trades' if one else 'all movers pull the same way, so they trade'} with the rest"
+    return f"{text}{tail}."
+
+
+def _p(p: float) -> str:
+    return f"{p:.2f}" if p >= 0.01 else f"{p:.1g}"
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _array(values: Mapping[str, float], names: Sequence[str]) -> Array:
+    return np.array([values[name] for name in names], dtype=float)
+
+
+def _weights(per_row: Mapping[str, float], names: Sequence[str]) -> Array:
+    for name in names:
+        if not (per_row[name] > 0 and math.isfinite(per_row[name])):
+            raise InputError(
+                f"a row of {name} has {per_row[name]!r} of the budget's unit on average, which cannot be budgeted",
+                where="allocation.budget.unit",
+                mend="count rows instead, or give the domain rows with supervised tokens",
+            )
+    return _array(per_row, names)
