@@ -1,0 +1,364 @@
+"""What a round showed, and what to do next.
+
+Flows in: the paired difference of the objective between a trained mixture and the best so far, with its errors; the
+allocations that led there. Flows out: a ``Decision`` (better, worse, undecided) and the next ``LoopState``. Pure:
+the same inputs give the same states, so a resumed run replays exactly; both go to JSON and back.
+
+What an undecided round should be followed by
+---------------------------------------------
+The direction comes from slopes that passed the gate; what nobody knows is how far to go (the paper's m = 0.15 is safe
+but timid). The true gain of a step grows with m at first, the noise (reference rows, training seed) does not. So a
+gain that cannot be seen is most often a step too small to be seen, and a smaller one could be seen even less. But
+past the optimum gains vanish too, and then the measured difference leans to the wrong side. Hence, from the
+incumbent, which stays: a difference that leans the predicted way doubles m, one that leans against it halves m.
+Both reuse the influence at the incumbent: a retry costs one training and no measurement.
+
+Simulated on quadratic losses of five domains (`tests/test_decision_policy.py` keeps a small one), share of the
+possible gain after five trainings where noise is comparable to the first step's gain: from m = 0.15 this rule gives
+two to five times what halving gives; from m = 0.5, where doubling alone overshoots, it stays close to the best fixed
+rule. Doubling whatever the lean was better from 0.15 by a few per cent, and worse from 0.5 by a quarter to two thirds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from scipy.special import stdtr, stdtrit
+
+from idealmix.allocation import Allocation
+
+Outcome = Literal["better", "worse", "undecided"]
+Action = Literal["measure", "allocate", "train", "end"]
+
+LEVEL = 0.05  # one-sided, of each test
+GROW, DOUBLE, HALVE = 1.5, 2.0, 0.5
+LARGEST_M = 1.0  # a domain at most doubles in one round, or goes
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference of losses: new minus old, with the row-clustered error and its degrees of freedom.
+
+    `seed_sd`: the loss's standard deviation between training seeds, from `seeds` trainings of round 0 (replicates
+    and the first); None or fewer than two: unknown, and left out of the error.
+    """
+
+    value: float
+    se: float
+    dof: float
+    seed_sd: float | None = None
+    seeds: int = 0
+
+    def error(self, runs: int = 1) -> tuple[float, float]:
+        """Combined standard error and Satterthwaite's degrees of freedom.
+
+        Both sides of the difference are trained, so the seed's variance enters twice; `runs` trainings of each
+        would divide it.
+        """
+        rows = self.se**2
+        seed = 2 * self.seed_sd**2 / runs if self.seed_sd is not None and self.seeds > 1 else 0.0
+        spread = _ratio(rows**2, self.dof) + (_ratio(seed**2, self.seeds - 1) if seed else 0.0)
+        return math.sqrt(rows + seed), (rows + seed) ** 2 / spread if spread else math.inf
+
+    @property
+    def seed_known(self) -> bool:
+        """Whether the error includes the training seed's."""
+        return self.seed_sd is not None and self.seeds > 1
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A round's outcome. `se`, `dof`: combined; `p`: one-sided for "better" (small: better; near 1: worse)."""
+
+    outcome: Outcome
+    value: float
+    se: float
+    dof: float
+    p: float
+    violated: tuple[str, ...]
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types."""
+        return {**asdict(self), "violated": list(self.violated)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Decision:
+        """The inverse of `to_json`."""
+        return cls(**{**data, "violated": tuple(data["violated"])})
+
+
+def decide(
+    objective: Difference, constraints: Mapping[str, tuple[Difference, float]] | None = None
+) -> Decision:
+    """The three outcomes of a round: one-sided 5% t tests of the objective's paired difference.
+
+    Better: significantly below zero. Worse: significantly above, or a constrained reference set's loss rose from
+    the base round's by significantly more than its ``max_increase``. Otherwise undecided. Each comparison has its
+    own 5%: of two equal mixtures, one in twenty is kept.
+
+    Args:
+        objective: this round's objective minus the incumbent's, on the deciding halves.
+        constraints: by reference set, this round's loss minus round 0's and the largest accepted rise.
+    """
+    se, dof = objective.error()
+    p = _p_below(objective.value, se, dof)
+    violated = []
+    for name, (rise, most) in (constraints or {}).items():
+        if _p_below(most - rise.value, *rise.error()) < LEVEL:
+            violated.append(name)
+    measured = f"{objective.value:+.4f} ± {se:.4f}".replace("-", "−")
+    caveat = (
+        ""
+        if objective.seed_known
+        else "; the error leaves out the training seed's, since there are no replicates"
+    )
+    if violated:
+        names = " and ".join(violated)
+        reason = (
+            f"Worse: {names} lost more than its limit allows (the objective changed by {measured}{caveat})."
+        )
+        return Decision("worse", objective.value, se, dof, p, tuple(violated), reason)
+    if p < LEVEL:
+        outcome, reason = (
+            "better",
+            f"Better: the objective changed by {measured} (one-sided p = {_p(p)}{caveat}).",
+        )
+    elif 1 - p < LEVEL:
+        outcome, reason = (
+            "worse",
+            f"Worse: the objective changed by {measured} (one-sided p = {_p(1 - p)}{caveat}).",
+        )
+    else:
+        outcome = "undecided"
+        reason = (
+            f"Undecided: the objective changed by {measured}, within its error{caveat}. "
+            f"{_what_a_replicate_would_do(objective)}"
+        )
+    return Decision(outcome, objective.value, se, dof, p, (), reason)  # type: ignore[arg-type]
+
+
+def _what_a_replicate_would_do(objective: Difference) -> str:
+    (se, dof), (with_two, dof_two) = objective.error(), objective.error(runs=2)
+    seen, seen_two = (float(stdtrit(_finite(d), 1 - LEVEL)) * s for s, d in ((se, dof), (with_two, dof_two)))
+    if not objective.seed_known:
+        return f"Changes from {seen:.4f} could be seen, if the seed made no difference."
+    if seen_two > 0.95 * seen:
+        return f"Changes from {seen:.4f} could be seen; a second seed would hardly help, more reference rows would."
+    return f"Changes from {seen:.4f} could be seen; with a second seed of both mixtures, from {seen_two:.4f}."
+
+
+# --- the loop ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LoopState:
+    """Where the loop stands, and what it does next.
+
+    `action` is what the caller has to do: "measure" influence at round `best` and then allocate with `m`;
+    "allocate" with `m` again from the influence at `best`, which is known; "train" what was proposed; "end",
+    with `reason` as why.
+
+    Attributes:
+        m, largest_m: the step, and what it may grow to.
+        rounds: trainings of the loop, round 0 included. patience: rounds in a row without improvement that are
+            borne; one more ends the loop.
+        keep: "better" (only an improvement becomes the incumbent) or "all" (the paper: every mixture does, m fixed).
+        round, best: the last trained round; the incumbent.
+        failures: rounds in a row without improvement.
+        signs: the signs of each domain's moves that were kept, oldest first, since it last was damped.
+        tried: counts that were trained, by round.
+        predicted, measured: the objective's changes of all trained steps.
+        proposal: signs and predicted change of the mixture that is being trained.
+    """
+
+    m: float
+    rounds: int
+    patience: int
+    largest_m: float = LARGEST_M
+    keep: Literal["better", "all"] = "better"
+    round: int = 0
+    best: int = 0
+    failures: int = 0
+    signs: Mapping[str, tuple[int, ...]] | None = None
+    tried: tuple[Mapping[str, int], ...] = ()
+    predicted: tuple[float, ...] = ()
+    measured: tuple[float, ...] = ()
+    proposal: tuple[Mapping[str, int], float] | None = None
+    action: Action = "measure"
+    reason: str = ""
+
+    @classmethod
+    def start(
+        cls,
+        counts: Mapping[str, int],
+        *,
+        m: float,
+        rounds: int,
+        patience: int,
+        keep: Literal["better", "all"] = "better",
+    ) -> LoopState:
+        """The state once round 0 (`counts`) is trained."""
+        state = cls(
+            m=m,
+            rounds=rounds,
+            patience=patience,
+            keep=keep,
+            largest_m=max(m, LARGEST_M),
+            tried=(dict(counts),),
+        )
+        if rounds == 1:
+            return replace(state, action="end", reason="Ended: the only round is done.")
+        return replace(state, reason="Round 0 is the first to beat.")
+
+    @property
+    def calibration(self) -> float:
+        """Measured over predicted change of the steps so far (least squares through zero, 0.001 to 1); 1 before any.
+
+        Far from a converged optimum influence over-predicts, by up to hundreds of times; its order of domains is
+        what steps are made of, its size only serves the no-regression limits.
+        """
+        square = sum(x * x for x in self.predicted)
+        if not square:
+            return 1.0
+        return min(max(sum(x * y for x, y in zip(self.predicted, self.measured)) / square, 1e-3), 1.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> LoopState:
+        """The inverse of `to_json`."""
+        signs, proposal = data["signs"], data["proposal"]
+        fields = {
+            **data,
+            "signs": None if signs is None else {name: tuple(s) for name, s in signs.items()},
+            "proposal": None if proposal is None else (proposal[0], proposal[1]),
+            **{key: tuple(data[key]) for key in ("tried", "predicted", "measured")},
+        }
+        return cls(**fields)
+
+
+def propose(state: LoopState, allocation: Allocation) -> LoopState:
+    """Take up an allocation made at the incumbent with ``state.m``: "train" it, or "end" where it is nothing new."""
+    if allocation.equilibrium:
+        return replace(state, action="end", reason=f"Ended at round {state.round}. {allocation.reason}")
+    if state.keep == "better" and allocation.counts in [dict(counts) for counts in state.tried]:
+        at = [dict(counts) for counts in state.tried].index(allocation.counts)
+        reason = f"Ended: the step leads to the mixture of round {at} again, which was tried."
+        return replace(state, action="end", reason=reason)
+    signs = {name: _sign(move.after - move.before) for name, move in allocation.moves.items()}
+    return replace(
+        state,
+        action="train",
+        proposal=(signs, allocation.predicted),
+        tried=(*state.tried, allocation.counts),
+        reason=f"m = {allocation.m:.3g}: {allocation.reason}",
+    )
+
+
+def next_step(state: LoopState, decision: Decision) -> LoopState:
+    """After the proposed mixture was trained and decided on.
+
+    Better: it is the incumbent, and m grows by half up to `largest_m`. Worse: the incumbent stays, m is halved.
+    Undecided: the incumbent stays; m doubles if the difference leans the predicted way, else it is halved (see the
+    module). A domain whose kept moves turned round twice (up, down, up) shows that steps overshoot: m is halved
+    instead of growing. The loop ends with `rounds`, with patience, or when the largest step cannot be seen.
+    """
+    signs, predicted = state.proposal or ({}, 0.0)
+    now = replace(
+        state,
+        round=state.round + 1,
+        proposal=None,
+        predicted=(*state.predicted, predicted),
+        measured=(*state.measured, decision.value),
+    )
+    if state.keep == "all":
+        now = replace(now, best=now.round, action="measure")
+        return _ended(now, "The paper's rule takes every mixture as the next start.")
+    if decision.outcome == "better":
+        kept, turned = _with_signs(state.signs or {}, signs)
+        now = replace(now, best=now.round, failures=0, signs=kept, action="measure")
+        if turned:
+            whose = " and ".join(turned)
+            said = f"m is halved to {state.m * HALVE:.3g}: {whose} turned round twice, so steps overshoot."
+            return _ended(replace(now, m=state.m * HALVE), said)
+        m = min(state.m * GROW, state.largest_m)
+        said = (
+            f"m grows to {m:.3g}, since the step was seen to help."
+            if m > state.m
+            else f"m stays at its bound {m:.3g}."
+        )
+        return _ended(replace(now, m=m), said)
+    now = replace(now, failures=state.failures + 1, action="allocate")
+    back = (
+        f"Back to round {state.best}: "
+        if decision.outcome == "worse"
+        else f"Round {state.best} stays the best: "
+    )
+    if decision.outcome == "undecided" and decision.value <= 0:
+        m = min(state.m * DOUBLE, state.largest_m)
+        if m == state.m:
+            reason = (
+                f"Ended: a change at the largest step, m = {m:.3g}, cannot be told from none. {back}final."
+            )
+            return replace(now, action="end", reason=reason)
+        said = f"m doubles to {m:.3g}, since the step helped, if at all, too little to be seen."
+    else:
+        m = state.m * HALVE
+        why = "the step went too far" if decision.outcome == "worse" else "the difference leans the wrong way"
+        said = f"m is halved to {m:.3g}, since {why}."
+    return _ended(replace(now, m=m), back + said)
+
+
+def _ended(state: LoopState, said: str) -> LoopState:
+    """The state with its reason; ended where rounds or patience are used up."""
+    if state.failures > state.patience:
+        rounds = "round" if state.failures == 1 else "rounds in a row"
+        why = f"Ended: {state.failures} {rounds} without improvement (patience {state.patience})."
+    elif state.round + 1 >= state.rounds:
+        why = f"Ended: all {state.rounds} rounds are done."
+    else:
+        return replace(state, reason=said)
+    return replace(state, action="end", reason=f"{why} Round {state.best} is the best.")
+
+
+def _with_signs(
+    history: Mapping[str, Sequence[int]], signs: Mapping[str, int]
+) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+    """Each domain's kept moves with the newest one, and the domains that turned round twice (their history starts anew)."""
+    out, turned = {}, []
+    for name, sign in signs.items():
+        past = (*history.get(name, ()), *([sign] if sign else []))
+        if sum(a != b for a, b in zip(past, past[1:])) >= 2:
+            turned.append(name)
+            past = past[-1:]
+        out[name] = past
+    return out, turned
+
+
+def _sign(change: int) -> int:
+    return (change > 0) - (change < 0)
+
+
+def _ratio(top: float, bottom: float) -> float:
+    return top / bottom if math.isfinite(bottom) and bottom > 0 else 0.0
+
+
+def _finite(dof: float) -> float:
+    return dof if math.isfinite(dof) else 1e9  # scipy's t takes large degrees of freedom, not infinite ones
+
+
+def _p_below(value: float, se: float, dof: float) -> float:
+    """One-sided p of "the true value is below zero"; without any error the sign alone tells."""
+    if se == 0:
+        return 0.5 if value == 0 else 0.0 if value < 0 else 1.0
+    return float(stdtr(_finite(dof), value / se))
+
+
+def _p(p: float) -> str:
+    return f"{p:.2f}" if p >= 0.01 else f"{p:.1g}"
