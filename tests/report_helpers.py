@@ -25,7 +25,7 @@ def sample(
         moves = {}
         for i, d in enumerate(domains):
             slope = sum(row[i] for row in alpha) / len(references)
-            gated = i == 3
+            gated = abs(slope) < 0.0035
             beta = 0.0 if gated else max(-0.15, min(0.15, -15 * slope))
             counts[d] = round(before[d] * (1 + beta))
             moves[d] = {"before": before[d], "after": counts[d], "beta": beta, "slope": slope, "slope_se": 0.0013,

@@ -103,9 +103,11 @@ def dots(title: str, points: Sequence[Point], *, base: float | None = None, join
                 f'<text class="tick{" strong" if p.best else ""}" x="{_n(x)}" y="{_HEIGHT - 9}" '
                 f'text-anchor="middle">{escape(_short(p.label, room / len(points) * every))}</text>'
             )
+    # every part above is made of numbers and escaped names
+    parts = Markup("").join(map(Markup, out))
     return Markup(
         '<svg class="dots" viewBox="0 0 {} {}" role="img" aria-label="{}"><title>{}</title>{}</svg>'
-    ).format(_WIDTH, _HEIGHT, title, title, Markup("".join(map(str, out))))  # parts above: numbers or escaped
+    ).format(_WIDTH, _HEIGHT, title, title, parts)
 
 
 def whisker(value: float, half: float | None, reach: float, kind: str, label: str) -> Markup:
@@ -161,8 +163,8 @@ def _lines(points: Sequence[Point], xs: Sequence[float], y: Callable[[float], st
 
 
 def _ticks(low: float, high: float) -> tuple[list[float], int]:
-    """Three to six round numbers inside the range, and their decimal places."""
-    raw = (high - low) / 4
+    """Two to five round numbers inside the range, and their decimal places."""
+    raw = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
     first = math.ceil(low / step)

@@ -1,0 +1,165 @@
+"""The best mixture against joint, in words that claim no more than was measured.
+
+Flows in: the mapping of result.json. Flows out: a verdict with its sentences; the caller escapes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from idealmix.report.words import (
+    OBJECTIVES,
+    Verdict,
+    decimals,
+    half_width,
+    listing,
+    number,
+    percent,
+    plural,
+    verdict,
+    whole,
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The best mixture against joint (round 0) on the deciding halves of the reference sets.
+
+    `value` is best minus joint in the objective's units (negative: better); `se` is None where it is not known.
+    """
+
+    verdict: Verdict
+    title: str
+    sentence: str
+    value: float | None
+    se: float | None
+    dof: float | None
+
+
+def against_joint(result: Mapping[str, Any]) -> Comparison:
+    """Compare the best round with joint, in words that claim no more than was measured.
+
+    Each round was compared with the best before it. Along a chain of several the differences add, and their
+    standard errors are added too: an upper bound, since their correlation is not stored. Mixtures that differ by
+    more than 1% in training tokens, or in optimiser steps, are never called better or worse.
+    """
+    rounds, best = result["rounds"], int(result["best"])
+    if best == 0:
+        return Comparison("same", *_kept_joint(result), None, None, None)
+    value, se, dof, links = 0.0, 0.0, math.inf, 0
+    known, k = True, best
+    while k > 0:
+        difference = rounds[k].get("difference") or {}
+        if difference.get("value") is None or difference.get("se") is None:
+            known = False
+            break
+        value, se, links = value + difference["value"], se + difference["se"], links + 1
+        dof = min(dof, difference.get("dof") or math.inf)
+        k = max((j for j in range(k) if rounds[j]["decision"] in ("start", "better")), default=0)
+    start, chosen = rounds[0]["objective"]["value"], rounds[best]["objective"]["value"]
+    if not known:
+        value, links = chosen - start, 0
+    error = se if known else None
+    what, unit = OBJECTIVES.get(result.get("objective", ""), (str(result.get("objective")), ""))
+    places = decimals(half_width(error, dof) or value, 2)
+    half = half_width(error, dof)
+    # the ends of the interval, read as a fall of the loss
+    span = (
+        "no error known"
+        if half is None
+        else (f"95% interval {number(-value - half, places)} to {number(-value + half, places)}")
+    )
+    moved = f"from {number(start, places)} to {number(chosen, places)}"
+    fall, rise = number(abs(value), places), value > 0
+    went = f"{'rises' if rise else 'falls'} {moved}, by {fall} {unit}".rstrip()
+    if rise and half is not None:
+        span = f"95% interval of the rise {number(value - half, places)} to {number(value + half, places)}"
+    many = (
+        " The interval adds the errors of all steps on the way, so it is wider than need be."
+        if links > 1
+        else ""
+    )
+    unequal = _unequal(rounds[0], rounds[best])
+    if unequal:
+        return Comparison(
+            "unequal",
+            "Not an equal comparison",
+            f"It trained with {unequal} than joint, so it is called neither better nor worse. "
+            f"The {what} {went} ({span}); part of that can come from the volume.{many}",
+            value, error, dof,
+        )  # fmt: skip
+    says = verdict(value, error, dof)
+    if says == "undecided":
+        sentence = (
+            f"The {what} {went}, but the {span} includes zero: this run cannot tell the mixture from joint."
+            if half is not None
+            else f"The {what} {went}, but no error is known, so this run cannot tell the mixture from joint."
+        )
+        return Comparison(says, "Undecided against joint", sentence + many, value, error, dof)
+    title = "Better than joint" if says == "better" else "Worse than joint"
+    sentence = f"At the same budget the {what} {went} ({span}).{many}"
+    return Comparison(says, title, sentence, value, error, dof)
+
+
+def seed_noise(result: Mapping[str, Any]) -> str:
+    """Whether the noise of the training seed is inside the intervals."""
+    replicates = result.get("replicates") or {}
+    count, sd = replicates.get("count") or 0, replicates.get("seed_sd_objective")
+    if not count or sd is None:
+        return (
+            "Training was not repeated with other seeds: intervals cover the choice of reference rows only, "
+            "and the truth may lie further out."
+        )
+    seeds = "another seed" if count == 1 else f"{count} other seeds"
+    return (
+        f"Joint was trained again with {seeds}: the objective's standard deviation by seed is "
+        f"{number(sd, decimals(sd, 2))}, which the decisions include."
+    )
+
+
+def tests_sentence(differences: Mapping[str, Mapping[str, Any]]) -> str:
+    """Which test sets are better, worse, or undecided, in one sentence."""
+    groups: dict[str, list[str]] = {"better": [], "worse": [], "undecided": []}
+    for name, d in differences.items():
+        groups[verdict(d["value"], d.get("se"), d.get("dof"))].append(name)
+    parts = []
+    if groups["better"]:
+        parts.append(f"better on {listing(groups['better'])}")
+    if groups["worse"]:
+        parts.append(f"worse on {listing(groups['worse'])}")
+    if groups["undecided"]:
+        parts.append(f"not to be told from joint on {listing(groups['undecided'])}")
+    return f"On the test sets, which no decision saw, it is {listing(parts)}." if parts else ""
+
+
+def _kept_joint(result: Mapping[str, Any]) -> tuple[str, str]:
+    tried = [r["decision"] for r in result["rounds"][1:]]
+    if not tried:
+        return "Joint, as it was", "No other mixture was trained, so there is nothing to compare joint with."
+    worse, undecided = tried.count("worse"), tried.count("undecided")
+    parts = []
+    if worse:
+        parts.append(f"{worse} {'was' if worse == 1 else 'were'} worse than joint")
+    if undecided:
+        parts.append(f"{undecided} could not be told from it")
+    found = f": {listing(parts)}" if parts else ""
+    mixtures = plural(len(tried), "other mixture")
+    return "No better mixture found", f"{mixtures} {'was' if len(tried) == 1 else 'were'} trained{found}."
+
+
+def _unequal(start: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
+    """How the volumes differ beyond the tolerance of a fair comparison; empty when they do not."""
+    parts = []
+    before, after = start.get("tokens"), chosen.get("tokens")
+    if before and after and abs(after / before - 1) > 0.01:
+        parts.append(f"{percent(abs(after / before - 1))} {'more' if after > before else 'fewer'} tokens")
+    before, after = start.get("steps"), chosen.get("steps")
+    if before is not None and after is not None and before != after:
+        more = "more" if after > before else "fewer"
+        parts.append(
+            f"{whole(abs(after - before))} {more} optimiser {'step' if abs(after - before) == 1 else 'steps'}"
+        )
+    return listing(parts)
