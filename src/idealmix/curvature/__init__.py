@@ -1,0 +1,32 @@
+"""Second-order curvature and gradients of any torch module with linear layers.
+
+Rows -> `make_batches` -> `Collector` -> `fit_curvature`, `sum_gradient`, `row_dots`. Imports torch; knows nothing of
+transformers, data formats or runs.
+"""
+
+from idealmix.curvature.basis import Metric, adam_metric
+from idealmix.curvature.batch import Batch, make_batches
+from idealmix.curvature.collect import Collector
+from idealmix.curvature.fit import Curvature, Identity, fit_curvature
+from idealmix.curvature.gradients import RowDots, RowLosses, SumGradient, row_dots, sum_gradient
+from idealmix.curvature.layers import Layer, select_layers
+from idealmix.curvature.processes import Processes
+
+__all__ = [
+    "Batch",
+    "Collector",
+    "Curvature",
+    "Identity",
+    "Layer",
+    "Metric",
+    "Processes",
+    "RowDots",
+    "RowLosses",
+    "SumGradient",
+    "adam_metric",
+    "fit_curvature",
+    "make_batches",
+    "row_dots",
+    "select_layers",
+    "sum_gradient",
+]

@@ -1,0 +1,77 @@
+"""EK-FAC: the response of trained parameters to a gradient, in the eigenbasis of the Kronecker factors.
+
+Flows in: bases and eigenvalues of each layer. Flows out: ``respond(layer, G) -> R G``. K-FAC's own products of
+eigenvalues give K-FAC in its eigenbasis by the same algebra.
+
+    R G = Q_S (G~ * f(lambda)) Q_A'    G~ = Q_S' G Q_A
+    converged: f = 1 / (lambda + damping)
+    finite:    f = (1 - exp(-tau lambda)) / lambda, tau where lambda -> 0; no damping
+
+Sources: George et al. (arXiv 1806.03884), equation 8; Grosse et al. (arXiv 2308.03296), equation 20 for the damped
+inverse; Bae et al. (arXiv 2405.12186), equation 15 for the finite form. In an optimiser's metric P the response is
+P^(1/2) R' P^(1/2) with R' that of the scaled curvature P^(1/2) H P^(1/2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from idealmix.curvature.basis import Basis
+from idealmix.curvature.damping import absolute_damping
+from idealmix.curvature.layers import Layer
+
+
+class Ekfac:
+    """Block-diagonal curvature in an eigenbasis for each layer.
+
+    Args:
+        layers: which.
+        bases: by layer name.
+        eigenvalues: (d_out, d_in) by layer name, nats^2 per supervised token.
+        rho: damping relative to a layer's mean eigenvalue.
+        tau: sum of the step sizes, for the finite response; None: converged.
+    """
+
+    kind = "ekfac"
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        bases: Mapping[str, Basis],
+        eigenvalues: Mapping[str, Tensor],
+        rho: float,
+        tau: float | None = None,
+    ) -> None:
+        self.layers, self.bases, self.eigenvalues = list(layers), dict(bases), dict(eigenvalues)
+        self.rho, self.tau = rho, tau
+        self.damping = absolute_damping(self.means(), rho)
+
+    def means(self) -> dict[str, float]:
+        """Each layer's mean eigenvalue."""
+        return {name: float(values.mean()) for name, values in self.eigenvalues.items()}
+
+    def respond(self, name: str, G: Tensor) -> Tensor:
+        """R G for one layer: (.., d_out, d_in) -> the same shape, in the factors' precision."""
+        basis = self.bases[name]
+        return basis.restore(self.rotate(name, G) * self.response(name))
+
+    def rotate(self, name: str, G: Tensor) -> Tensor:
+        """G in the eigenbasis. The dot of two rotated gradients, weighted by `response`, is ``<G, R G'>``: with
+        gradients rotated once, every damping is free.
+        """
+        return self.bases[name].rotate(G.to(self.eigenvalues[name]))
+
+    def response(self, name: str) -> Tensor:
+        """f(lambda), (d_out, d_in)."""
+        values = self.eigenvalues[name]
+        if self.tau is None:
+            return 1 / (values + self.damping[name])
+        safe = values.clamp_min(torch.finfo(values.dtype).tiny)
+        return torch.where(self.tau * values < 1e-12, self.tau, -torch.expm1(-self.tau * safe) / safe)
+
+    def with_damping(self, rho: float) -> Ekfac:
+        """The same curvature at another damping; nothing is fitted again."""
+        return type(self)(self.layers, self.bases, self.eigenvalues, rho, self.tau)

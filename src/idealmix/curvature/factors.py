@@ -1,0 +1,234 @@
+"""The sums behind the curvature: Kronecker factors, then eigenvalues in their eigenbasis.
+
+Flows in: signals of the mixture's rows. Flows out: A and S of each layer, and lambda.
+
+    A = (1/P) sum over non-pad positions of a a'
+    S = (1/T) sum over non-pad positions of s s'
+    lambda = (1/T) sum over sequences n of (Q_S' G_n Q_A)^2
+
+P non-pad positions, T supervised positions, both with rows counted as often as their weights say. Sources: K-FAC,
+Martens and Grosse (arXiv 1503.05671), section 3; EK-FAC, George et al. (arXiv 1806.03884), section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from idealmix.curvature.basis import Basis
+from idealmix.curvature.batch import Batch
+from idealmix.curvature.collect import Collector, Losses, Signal
+from idealmix.curvature.layers import Layer
+from idealmix.curvature.precision import product, wide
+from idealmix.curvature.processes import Processes
+from idealmix.errors import IdealmixError
+
+# Per-sequence gradients are held together up to this many numbers (128 MiB in float32).
+HELD = 2**25
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Of each layer, by name. Layers that read the same input share one A (the same object).
+
+    Attributes:
+        A: (d_in, d_in), per non-pad position.
+        S: (d_out, d_out), nats^2 per supervised token.
+        positions: P.
+        supervised: T.
+        losses: of this process's rows, with the labels that were used.
+    """
+
+    A: dict[str, Tensor]
+    S: dict[str, Tensor]
+    positions: float
+    supervised: float
+    losses: list[Losses]
+
+
+def fit_factors(
+    collector: Collector, batches: Sequence[Batch], label_seed: int | None, sums: FactorSums | None = None
+) -> Factors:
+    """A and S of every layer, from one forward and backward.
+
+    Args:
+        collector: the model, its layers, who shares the work.
+        batches: the mixture's rows, repetitions as weights.
+        label_seed: of the sampled labels; None: the data's own (the empirical Fisher).
+        sums: where to add up; default `FactorSums`.
+
+    Raises:
+        IdealmixError: no supervised token, or a layer that never ran.
+    """
+    sums = sums or FactorSums(collector.layers)
+    losses = list(collector.sweep(batches, sums, label_seed=label_seed, detail="covariances"))
+    return sums.total(losses, collector.processes)
+
+
+class FactorSums:
+    """A visitor that adds up a a' and s s'."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self.layers = layers
+        self._aa: dict[str, Tensor] = {}  # by leader
+        self._ss: dict[str, Tensor] = {}
+        self._leaders: dict[str, str] = {}
+
+    def __call__(self, signal: Signal) -> None:
+        name, leader = signal.layer.name, signal.leader
+        if self._leaders.setdefault(name, leader) != leader:
+            raise IdealmixError(
+                f"it reads the same input as {leader} in one batch and as {self._leaders[name]} in another",
+                where=f"layer {name}",
+                mend="leave this layer out with influence.layers",
+            )
+        if name == leader:
+            self._add(self._aa, name, self.covariance(signal.a, signal.weights))
+        self._add(self._ss, name, self.covariance(signal.s, signal.weights))
+
+    def covariance(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Weighted sum over rows and positions of x x'."""
+        return product(x, weighted(x, weights))
+
+    def zeros(self, size: int, like: Tensor) -> Tensor:
+        """Where a sum begins: float32 or better."""
+        return torch.zeros(size, size, dtype=wide(like.dtype), device=like.device)
+
+    def _add(self, sums: dict[str, Tensor], name: str, term: Tensor) -> None:
+        if name not in sums:
+            sums[name] = self.zeros(len(term), term)
+        sums[name] += term
+
+    def _sum(self, sums: dict[str, Tensor], name: str, layer: Layer, size: int) -> Tensor:
+        """A sum, or zeros where the layer did not run in this process's share."""
+        weight: Any = layer.modules[0].weight
+        return sums.pop(name) if name in sums else self.zeros(size, weight)
+
+    def total(self, losses: list[Losses], processes: Processes) -> Factors:
+        """Sums over all processes, divided once."""
+        for others in processes.gather(self._leaders):
+            self._leaders = {**others, **self._leaders}
+        silent = [layer.name for layer in self.layers if layer.name not in self._leaders]
+        if silent:
+            raise IdealmixError(
+                f"no gradient reached {len(silent)} selected layers: {', '.join(silent[:5])}",
+                where="influence.layers",
+                mend="select only layers that run on these rows",
+            )
+        positions, supervised = counts(losses, processes)
+        A: dict[str, Tensor] = {}
+        S: dict[str, Tensor] = {}
+        for layer in self.layers:
+            name, leader = layer.name, self._leaders[layer.name]
+            if leader not in A:  # the same order everywhere: every process takes part in every sum
+                A[leader] = processes.all_sum(self._sum(self._aa, leader, layer, layer.d_in)) / positions
+            A[name] = A[leader]
+            S[name] = processes.all_sum(self._sum(self._ss, name, layer, layer.d_out)) / supervised
+        return Factors(A, S, positions, supervised, losses)
+
+
+class EigenvalueSums:
+    """A visitor that adds up each sequence's squared gradient in the eigenbasis."""
+
+    def __init__(self, layers: Sequence[Layer], bases: Mapping[str, Basis]) -> None:
+        self.layers, self.bases = layers, bases
+        self._sums = {
+            layer.name: torch.zeros(
+                layer.d_out, layer.d_in, dtype=bases[layer.name].QA.dtype, device=bases[layer.name].QA.device
+            )
+            for layer in layers
+        }
+        self._turned: tuple[Tensor, Tensor, Tensor] | None = None  # the last a, its basis, a in that basis
+
+    def __call__(self, signal: Signal) -> None:
+        self._sums[signal.layer.name] += self.squares(signal)
+
+    def squares(self, signal: Signal) -> Tensor:
+        """Weighted sum over sequences of (Q_S' G_n Q_A)^2, (d_out, d_in).
+
+        The square is of the sequence's whole gradient: neither of a token's nor of the batch's.
+        """
+        total = torch.zeros_like(self._sums[signal.layer.name])
+        for rows, gradients in self._rotated(signal):
+            root = signal.weights[rows].sqrt().to(gradients.dtype)
+            total += gradients.mul_(root[:, None, None]).square_().sum(0)
+        return total
+
+    def _rotated(self, signal: Signal) -> Iterator[tuple[slice, Tensor]]:
+        """Each sequence's gradient in the eigenbasis, by the cheaper of two orders.
+
+        Tokens first: B M (d_in^2 + d_out^2) multiplications for the rotations; gradients first:
+        B d_in d_out (d_in + d_out). Both then need B M d_in d_out for the products.
+        """
+        basis, layer = self.bases[signal.layer.name], signal.layer
+        QA, QS = basis.into()
+        length = signal.a.shape[1]
+        tokens_first = length * (layer.d_in**2 + layer.d_out**2) <= layer.d_in * layer.d_out * (
+            layer.d_in + layer.d_out
+        )
+        a, s = signal.a, signal.s.to(QS.dtype)
+        if tokens_first:
+            a, s = self._turn(signal.a, QA), s @ QS
+        step = max(1, HELD // (layer.d_in * layer.d_out))
+        for begin in range(0, len(s), step):
+            rows = slice(begin, begin + step)
+            gradients = s[rows].mT @ a[rows].to(s.dtype)
+            yield rows, gradients if tokens_first else QS.T @ gradients @ QA
+
+    def _turn(self, a: Tensor, QA: Tensor) -> Tensor:
+        if self._turned is None or self._turned[0] is not a or self._turned[1] is not QA:
+            self._turned = a, QA, a.to(QA.dtype) @ QA
+        return self._turned[2]
+
+    def total(self, losses: list[Losses], processes: Processes) -> dict[str, Tensor]:
+        """lambda by layer: sums over all processes, divided by supervised tokens."""
+        _, supervised = counts(losses, processes)
+        return {name: processes.all_sum(sums) / supervised for name, sums in self._sums.items()}
+
+
+def fit_eigenvalues(
+    collector: Collector,
+    batches: Sequence[Batch],
+    label_seed: int | None,
+    bases: Mapping[str, Basis],
+    sums: EigenvalueSums | None = None,
+) -> dict[str, Tensor]:
+    """lambda of every layer, (d_out, d_in), nats^2 per supervised token: a second forward and backward.
+
+    Args:
+        collector, batches, label_seed: as for `fit_factors`; the same seed gives the same labels.
+        bases: from `basis.eigenbases`.
+        sums: where to add up; default `EigenvalueSums`.
+    """
+    sums = sums or EigenvalueSums(collector.layers, bases)
+    losses = list(collector.sweep(batches, sums, label_seed=label_seed, detail="eigenvalues"))
+    return sums.total(losses, collector.processes)
+
+
+def counts(losses: Sequence[Losses], processes: Processes) -> tuple[float, float]:
+    """Non-pad and supervised positions over all processes, repetitions counted.
+
+    Raises:
+        IdealmixError: there is no supervised position.
+    """
+    mine = (
+        sum(float(each.weights @ each.positions.double()) for each in losses),
+        sum(float(each.weights @ each.supervised.double()) for each in losses),
+    )
+    every = processes.gather(mine)
+    positions, supervised = sum(p for p, _ in every), sum(t for _, t in every)
+    if not supervised:
+        raise IdealmixError("no row has a supervised token", mend="check the rows' labels")
+    return positions, supervised
+
+
+def weighted(x: Tensor, weights: Tensor) -> Tensor:
+    """(B, M, d) times each row's weight, in `wide` precision unless all weights are 1."""
+    if bool((weights == 1).all()):
+        return x
+    kind = wide(x.dtype)
+    return x.to(kind) * weights.to(kind)[:, None, None]

@@ -1,0 +1,82 @@
+"""From rows to a curvature: the one call that other rooms need.
+
+Flows in: a collector, the mixture's batches, and which approximation. Flows out: an object with ``layers``,
+``damping`` (absolute, by layer) and ``respond(layer name, G) -> R G``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from idealmix.curvature.basis import Metric, eigenbases
+from idealmix.curvature.batch import Batch
+from idealmix.curvature.collect import Collector
+from idealmix.curvature.ekfac import Ekfac
+from idealmix.curvature.factors import fit_eigenvalues, fit_factors
+from idealmix.curvature.kfac import Kfac
+from idealmix.curvature.layers import Layer
+
+
+class Curvature(Protocol):
+    """What a gradient does to trained parameters, layer by layer."""
+
+    kind: str
+    layers: list[Layer]
+    damping: dict[str, float]
+
+    def respond(self, name: str, G: Tensor) -> Tensor:
+        """R G: (.., d_out, d_in) -> the same shape."""
+        ...
+
+
+class Identity:
+    """R = I: the gradient dot product, the baseline that curvature has to beat. Its units are not nats."""
+
+    kind = "identity"
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self.layers = list(layers)
+        self.damping: dict[str, float] = {}
+
+    def respond(self, name: str, G: Tensor) -> Tensor:
+        """G itself."""
+        return G
+
+
+def fit_curvature(
+    kind: Literal["ekfac", "kfac", "identity"],
+    collector: Collector,
+    batches: Sequence[Batch],
+    *,
+    rho: float = 1e-3,
+    label_seed: int | None = 0,
+    tau: float | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+) -> Curvature:
+    """Measure a curvature on the mixture's rows.
+
+    Args:
+        kind: ``ekfac`` (two passes), ``kfac`` (one), ``identity`` (none).
+        collector: the model and its layers.
+        batches: rows with repetitions as weights.
+        rho: damping relative to each layer's mean eigenvalue.
+        label_seed: of labels sampled from the model; None: the data's own labels (empirical Fisher).
+        tau: sum of the step sizes: the finite response; None: the converged one.
+        metrics: by layer name, from `adam_metric`; None: plain gradient descent.
+
+    Raises:
+        IdealmixError: something is not finite, does not decompose, or no gradient reaches a layer.
+    """
+    if kind == "identity":
+        return Identity(collector.layers)
+    factors = fit_factors(collector, batches, label_seed)
+    if kind == "kfac" and tau is None:
+        return Kfac(collector.layers, factors.A, factors.S, rho, metrics)
+    bases, products = eigenbases(factors.A, factors.S, metrics)
+    if kind == "kfac":
+        return Ekfac(collector.layers, bases, products, rho, tau)
+    del factors, products
+    return Ekfac(collector.layers, bases, fit_eigenvalues(collector, batches, label_seed, bases), rho, tau)

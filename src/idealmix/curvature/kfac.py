@@ -1,0 +1,91 @@
+"""K-FAC with pi-split damping by Cholesky: no eigendecomposition and no second pass.
+
+Flows in: A and S of each layer. Flows out: ``respond(layer, G) -> R G``:
+
+    R G = (S + sqrt(delta)/pi I)^-1 G (A + pi sqrt(delta) I)^-1      pi^2 = (tr A / d_in) / (tr S / d_out)
+
+This is not the inverse of A x S + delta I: the split adds the cross terms too. Source: Martens and Grosse (arXiv
+1503.05671), section 6.3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from idealmix.curvature.basis import Metric, scaled_factors
+from idealmix.curvature.damping import absolute_damping
+from idealmix.curvature.layers import Layer
+from idealmix.curvature.linalg import cholesky
+
+
+class Kfac:
+    """Block-diagonal Kronecker-factored curvature, converged response.
+
+    Args:
+        layers: which.
+        A, S: factors by layer name.
+        rho: damping relative to a layer's mean eigenvalue, tr A tr S / (d_in d_out).
+        metrics: of the optimiser, by layer name.
+    """
+
+    kind = "kfac"
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        A: Mapping[str, Tensor],
+        S: Mapping[str, Tensor],
+        rho: float,
+        metrics: Mapping[str, Metric] | None = None,
+    ) -> None:
+        self.layers, self.rho = list(layers), rho
+        self._metrics = {
+            name: Metric(metric.r.to(S[name]), metric.c.to(A[name]))
+            for name, metric in (metrics or {}).items()
+        }
+        self.A, self.S = dict(A), dict(S)
+        self.damping = absolute_damping(self.means(), rho)
+        self._roots: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def means(self) -> dict[str, float]:
+        """Each layer's mean eigenvalue."""
+        pairs = {name: self._factors(name) for name in self.A}
+        return {name: float(a.diagonal().mean() * s.diagonal().mean()) for name, (a, s) in pairs.items()}
+
+    def respond(self, name: str, G: Tensor) -> Tensor:
+        """R G for one layer: (.., d_out, d_in) -> the same shape, in the factors' precision."""
+        if name not in self._roots:
+            self._roots[name] = self._decompose(name)
+        root_a, root_s = self._roots[name]
+        metric = self._metrics.get(name)
+        G = G.to(root_a)
+        G = G if metric is None else metric.scale(G)
+        G = torch.cholesky_solve(G, root_s.expand(*G.shape[:-2], *root_s.shape))
+        G = torch.cholesky_solve(G.mT, root_a.expand(*G.shape[:-2], *root_a.shape)).mT
+        return G if metric is None else metric.scale(G)
+
+    def with_damping(self, rho: float) -> Kfac:
+        """The same factors at another damping; they are decomposed again."""
+        return type(self)(self.layers, self.A, self.S, rho, self._metrics)
+
+    def _factors(self, name: str) -> tuple[Tensor, Tensor]:
+        return scaled_factors(self.A[name], self.S[name], self._metrics.get(name))
+
+    def _decompose(self, name: str) -> tuple[Tensor, Tensor]:
+        a, s = self._factors(name)
+        mean_a, mean_s = float(a.diagonal().mean()), float(s.diagonal().mean())
+        # a dead factor has no scale of its own: split evenly
+        pi = math.sqrt(mean_a / mean_s) if mean_a > 0 and mean_s > 0 else 1.0
+        root = math.sqrt(self.damping[name])
+        return (
+            cholesky(_shifted(a, pi * root), f"layer {name}, factor A"),
+            cholesky(_shifted(s, root / pi), f"layer {name}, factor S"),
+        )
+
+
+def _shifted(matrix: Tensor, by: float) -> Tensor:
+    return matrix + by * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)

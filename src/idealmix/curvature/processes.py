@@ -1,0 +1,54 @@
+"""Several processes measuring together: who takes which batch, and sums over all of them.
+
+Flows in: the same list of batches on every process. Flows out: each process's share, and totals that are the same
+on every process. With one process nothing is communicated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that take part. The default is this one alone, also inside a distributed run: a phase that
+    only rank 0 does must not wait for the others.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def all(cls) -> Processes:
+        """Every process of the initialised ``torch.distributed`` group."""
+        return cls(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else cls()
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """This process's items: disjoint, together the whole."""
+        return list(items[self.rank :: self.size])
+
+    def all_sum(self, tensor: Tensor) -> Tensor:
+        """`tensor` becomes the sum over the processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value, in the order of ranks."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def whole(self, mine: list[T]) -> list[T]:
+        """The inverse of `share`: every process's items in their first order."""
+        every = self.gather(mine)
+        return [every[i % self.size][i // self.size] for i in range(sum(map(len, every)))]

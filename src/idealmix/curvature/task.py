@@ -1,0 +1,51 @@
+"""How a model is asked for logits, and which logit answers for which label.
+
+Flows in: a module and a batch. Flows out: logits (B, L, V) and targets (B, L). Another kind of model needs another
+`Task`; everything else in this room stays the same.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from idealmix.curvature.batch import IGNORED, Batch
+
+
+class Task(Protocol):
+    """A prediction for each position."""
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(B, L, V) scores before softmax."""
+        ...
+
+    def targets(self, batch: Batch) -> Tensor:
+        """(B, L) class for each position's logits; -100 where there is no loss."""
+        ...
+
+
+class CausalTask:
+    """A causal language model with transformers' call: position t predicts the token at t + 1."""
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(B, L, V)."""
+        return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+
+    def targets(self, batch: Batch) -> Tensor:
+        """Labels moved one to the left; the last position has none."""
+        ignored = torch.full_like(batch.labels[:, :1], IGNORED)
+        return torch.cat([batch.labels[:, 1:], ignored], 1)
+
+
+class LabelTask:
+    """Any module that maps ``batch.input_ids`` to (B, L, V) scores for the labels as they stand (no shift)."""
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(B, L, V)."""
+        return model(batch.input_ids)
+
+    def targets(self, batch: Batch) -> Tensor:
+        """The labels themselves."""
+        return batch.labels
