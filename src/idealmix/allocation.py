@@ -2,8 +2,6 @@
 
 Flows in: row counts, pool sizes, volume per row, the objective's slope by domain with its error, settings.
 Flows out: an ``Allocation``: new row counts and, for every domain and in words, why. Pure numpy and scipy.
-
-A slope is dL/dbeta, nats (of the objective) per doubling of the domain; negative: more of it lowers the loss.
 """
 
 from __future__ import annotations
@@ -14,61 +12,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtr
 
 from idealmix import config
 from idealmix.errors import InputError
+from idealmix.slopes import Limit, Mask, Slopes, chosen, holm, p_value
 from idealmix.volumes import Array, fill, row_bounds, whole_rows
-
-LEVEL = 0.05  # family-wise: the chance that any domain moves when none should
-
-
-@dataclass(frozen=True)
-class Slopes:
-    """A loss's slope by domain, measured on the rows that a change would act on.
-
-    Arrays are (D,) in the order of `domains`. `growth` is from unused pool rows, NaN where the pool is exhausted;
-    `drawn` is from the mixture's rows (shrinking, and growth by repetition), NaN where the domain is empty.
-    `se` are population standard errors, `dof` their degrees of freedom (inf: normal).
-    """
-
-    domains: Sequence[str]
-    growth: Array
-    growth_se: Array
-    growth_dof: Array
-    drawn: Array
-    drawn_se: Array
-    drawn_dof: Array
-
-    def sorted(self, names: Sequence[str]) -> Slopes:
-        """The same slopes in the order of `names`."""
-        at = [list(self.domains).index(n) for n in names]
-        fields = ("growth", "growth_se", "growth_dof", "drawn", "drawn_se", "drawn_dof")
-        return Slopes(names, *(np.asarray(getattr(self, f), dtype=float)[at] for f in fields))
-
-    def predict(self, beta: Array) -> tuple[float, float]:
-        """First-order change of the loss under relative changes `beta`, and its standard error (domains as independent)."""
-        unused = (beta > 0) & np.isfinite(self.growth)
-        parts = np.nan_to_num(np.where(unused, self.growth, self.drawn)) * beta
-        errors = np.nan_to_num(np.where(unused, self.growth_se, self.drawn_se)) * beta
-        return float(parts.sum()), float(np.sqrt((errors**2).sum()))
-
-    def harms(self, beta: Array) -> NDArrayBool:
-        """Which domains' own change would raise the loss."""
-        unused = (beta > 0) & np.isfinite(self.growth)
-        return np.nan_to_num(np.where(unused, self.growth, self.drawn)) * beta > 0
-
-
-NDArrayBool = np.ndarray[Any, np.dtype[np.bool_]]
-
-
-@dataclass(frozen=True)
-class Limit:
-    """A no-regression limit: what `reference` may still lose, nats per token, and its own slopes."""
-
-    reference: str
-    slopes: Slopes
-    allowance: float
 
 
 @dataclass(frozen=True)
@@ -218,20 +166,20 @@ def allocate(
     hold, volume = settings.budget.hold, n * weight
     total = float(volume.sum()) if amount is None else float(amount)
 
-    slope, se, dof, notes = _chosen(slopes, n)
-    p = np.array([_p_value(*entry) for entry in zip(slope, se, dof)])
-    gated = ~_holm(p) & ~np.isnan(slope) if settings.gate else np.zeros(len(names), dtype=bool)
+    slope, se, dof, notes = chosen(slopes, n)
+    p = np.array([p_value(*entry) for entry in zip(slope, se, dof)])
+    gated = ~holm(p) & ~np.isnan(slope) if settings.gate else np.zeros(len(names), dtype=bool)
     notes = [f"stays: within its error (p = {_p(q)})" if g else note for g, q, note in zip(gated, p, notes)]
     movers = ~np.isnan(slope) & ~gated & (slope != 0)
     beta = np.where(movers, -m * slope / np.max(np.abs(slope[movers]), initial=1e-300), 0.0)
 
     if not hold:
-        total = float(np.maximum((1 + beta) * volume, 0).sum())
+        total = float(np.clip((1 + beta) * volume, 0, settings.max_repeats * size * weight).sum())
     lower, upper = row_bounds(names, size, weight, settings, total)
     lower, upper = np.minimum(lower, n), np.maximum(upper, n)  # never worse than where it stands
     room = ((upper - n) * weight, (n - lower) * weight)
 
-    def step(wanted: Array, frozen: NDArrayBool) -> Array:
+    def step(wanted: Array, frozen: Mask) -> Array:
         wanted = np.where(frozen, 0.0, wanted)
         return _exchange(wanted, volume, room, frozen) if hold else _free(wanted, volume, room)
 
@@ -276,47 +224,7 @@ def allocate(
 # --- the steps -----------------------------------------------------------------------------------------------
 
 
-def _chosen(slopes: Slopes, n: Array) -> tuple[Array, Array, Array, list[str]]:
-    """The slope that each domain's move would act on, its error, and what there is to say."""
-    slope, se, dof = (np.full(len(n), np.nan) for _ in range(3))
-    notes = []
-    for i in range(len(n)):
-        grow, drawn = slopes.growth[i], slopes.drawn[i]
-        if n[i] == 0:
-            note = "stays: it has no rows, so its influence cannot be measured"
-        elif grow < 0:
-            slope[i], se[i], dof[i] = grow, slopes.growth_se[i], slopes.growth_dof[i]
-            note = "more of it lowers the loss"
-        elif drawn > 0 or (np.isnan(grow) and drawn <= 0):
-            slope[i], se[i], dof[i] = drawn, slopes.drawn_se[i], slopes.drawn_dof[i]
-            note = "less of it lowers the loss" if drawn > 0 else "repeating it lowers the loss"
-        elif np.isnan(grow) or np.isnan(drawn):
-            note = "stays: its influence was not measured"
-        else:
-            note = "stays: its rows disagree (neither more unused rows nor fewer drawn ones lower the loss)"
-        notes.append(note)
-    return slope, se, dof, notes
-
-
-def _p_value(slope: float, se: float, dof: float) -> float:
-    """Two-sided; 1 where there is no slope or no standard error."""
-    if not (math.isfinite(slope) and math.isfinite(se)):
-        return 1.0
-    if se == 0:
-        return 0.0 if slope else 1.0
-    return 2 * float(stdtr(dof if math.isfinite(dof) else 1e9, -abs(slope) / se))
-
-
-def _holm(p: Array) -> NDArrayBool:
-    """Holm's step-down at `LEVEL`: which hypotheses of "no influence" fall."""
-    order = np.argsort(p, kind="stable")
-    passed = p[order] <= LEVEL / (len(p) - np.arange(len(p)))
-    out = np.zeros(len(p), dtype=bool)
-    out[order] = np.logical_and.accumulate(passed)
-    return out
-
-
-def _exchange(beta: Array, volume: Array, room: tuple[Array, Array], frozen: NDArrayBool) -> Array:
+def _exchange(beta: Array, volume: Array, room: tuple[Array, Array], frozen: Mask) -> Array:
     """Changes of volume that sum to zero: growers take what shrinkers give, within their rooms."""
     grow, shrink = np.maximum(beta, 0) * volume, np.maximum(-beta, 0) * volume
     if bool(grow.any()) != bool(shrink.any()):  # one side only
@@ -341,7 +249,7 @@ def _free(beta: Array, volume: Array, room: tuple[Array, Array]) -> Array:
 
 def _within_limits(
     beta: Array,
-    step: Callable[[Array, NDArrayBool], Array],
+    step: Callable[[Array, Mask], Array],
     volume: Array,
     slopes: Slopes,
     limits: Sequence[Limit],
@@ -406,7 +314,7 @@ def _note(
 
 
 def _reason(
-    moves: Mapping[str, Move], movers: NDArrayBool, beta: Array, change: Array, hold: bool, said: str
+    moves: Mapping[str, Move], movers: Mask, beta: Array, change: Array, hold: bool, said: str
 ) -> str:
     changed = {name: move for name, move in moves.items() if move.after != move.before}
     parts = [f"{name} {move.beta:+.1%}".replace("-", "−") for name, move in changed.items()]

@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 from scipy.special import stdtr, stdtrit
@@ -61,7 +62,7 @@ class Difference:
         rows = self.se**2
         seed = 2 * self.seed_sd**2 / runs if self.seed_sd is not None and self.seeds > 1 else 0.0
         spread = _ratio(rows**2, self.dof) + (_ratio(seed**2, self.seeds - 1) if seed else 0.0)
-        return math.sqrt(rows + seed), (rows + seed) ** 2 / spread if spread else math.inf
+        return math.sqrt(rows + seed), _finite((rows + seed) ** 2 / spread if spread else math.inf)
 
     @property
     def seed_known(self) -> bool:
@@ -334,7 +335,7 @@ def _with_signs(
     out, turned = {}, []
     for name, sign in signs.items():
         past = (*history.get(name, ()), *([sign] if sign else []))
-        if sum(a != b for a, b in zip(past, past[1:])) >= 2:
+        if sum(a != b for a, b in pairwise(past)) >= 2:
             turned.append(name)
             past = past[-1:]
         out[name] = past

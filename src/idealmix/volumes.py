@@ -109,7 +109,7 @@ def row_bounds(
                 where="allocation.floor",
                 mend="lower the floor, give the domain more rows, or raise allocation.max_repeats",
             )
-    most_rows = np.minimum(cap * total / per_row, repeated)
+    most_rows = np.minimum(np.where(cap < 1, cap * total / per_row, np.inf), repeated)
     if most_rows @ per_row < total - per_row.max() / 2 - _EPS * total:
         unit = settings.budget.unit.replace("_", " ")
         raise InputError(

@@ -1,0 +1,107 @@
+"""A loss's slope by domain: which kind of rows it acts on, and whether it stands out of its error.
+
+Flows in: slopes from unused and from drawn rows, with errors. Flows out: the slope that each domain would move
+along, p-values, the gate. A slope is dL/dbeta, nats per doubling of the domain; negative: more of it lowers the
+loss. Pure numpy and scipy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtr
+
+from idealmix.volumes import Array
+
+Mask = NDArray[np.bool_]
+
+LEVEL = 0.05  # family-wise: the chance that any domain moves when none should
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """A loss's slope by domain, measured on the rows that a change would act on.
+
+    Arrays are (D,) in the order of `domains`. `growth` is from unused pool rows, NaN where the pool is exhausted;
+    `drawn` is from the mixture's rows (shrinking, and growth by repetition), NaN where the domain is empty.
+    `se` are population standard errors, `dof` their degrees of freedom (inf: normal).
+    """
+
+    domains: Sequence[str]
+    growth: Array
+    growth_se: Array
+    growth_dof: Array
+    drawn: Array
+    drawn_se: Array
+    drawn_dof: Array
+
+    def sorted(self, names: Sequence[str]) -> Slopes:
+        """The same slopes in the order of `names`."""
+        at = [list(self.domains).index(n) for n in names]
+        fields = ("growth", "growth_se", "growth_dof", "drawn", "drawn_se", "drawn_dof")
+        return Slopes(names, *(np.asarray(getattr(self, f), dtype=float)[at] for f in fields))
+
+    def predict(self, beta: Array) -> tuple[float, float]:
+        """First-order change of the loss under relative changes `beta`, and its standard error (domains as independent)."""
+        unused = (beta > 0) & np.isfinite(self.growth)
+        parts = np.nan_to_num(np.where(unused, self.growth, self.drawn)) * beta
+        errors = np.nan_to_num(np.where(unused, self.growth_se, self.drawn_se)) * beta
+        return float(parts.sum()), float(np.sqrt((errors**2).sum()))
+
+    def harms(self, beta: Array) -> Mask:
+        """Which domains' own change would raise the loss."""
+        unused = (beta > 0) & np.isfinite(self.growth)
+        return np.nan_to_num(np.where(unused, self.growth, self.drawn)) * beta > 0
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A no-regression limit: what `reference` may still lose, nats per token, and its own slopes."""
+
+    reference: str
+    slopes: Slopes
+    allowance: float
+
+
+def chosen(slopes: Slopes, n: Array) -> tuple[Array, Array, Array, list[str]]:
+    """The slope that each domain's move would act on, its error, and what there is to say."""
+    slope, se, dof = (np.full(len(n), np.nan) for _ in range(3))
+    notes = []
+    for i in range(len(n)):
+        grow, drawn = slopes.growth[i], slopes.drawn[i]
+        if n[i] == 0:
+            note = "stays: it has no rows, so its influence cannot be measured"
+        elif grow < 0:
+            slope[i], se[i], dof[i] = grow, slopes.growth_se[i], slopes.growth_dof[i]
+            note = "more of it lowers the loss"
+        elif drawn > 0 or (np.isnan(grow) and drawn <= 0):
+            slope[i], se[i], dof[i] = drawn, slopes.drawn_se[i], slopes.drawn_dof[i]
+            note = "less of it lowers the loss" if drawn > 0 else "repeating it lowers the loss"
+        elif np.isnan(grow) or np.isnan(drawn):
+            note = "stays: its influence was not measured"
+        else:
+            note = "stays: its rows disagree (neither more unused rows nor fewer drawn ones lower the loss)"
+        notes.append(note)
+    return slope, se, dof, notes
+
+
+def p_value(slope: float, se: float, dof: float) -> float:
+    """Two-sided; 1 where there is no slope or no standard error."""
+    if not (math.isfinite(slope) and math.isfinite(se)):
+        return 1.0
+    if se == 0:
+        return 0.0 if slope else 1.0
+    return 2 * float(stdtr(dof if math.isfinite(dof) else 1e9, -abs(slope) / se))
+
+
+def holm(p: Array) -> Mask:
+    """Holm's step-down at `LEVEL`: which hypotheses of "no influence" fall."""
+    order = np.argsort(p, kind="stable")
+    passed = p[order] <= LEVEL / (len(p) - np.arange(len(p)))
+    out = np.zeros(len(p), dtype=bool)
+    out[order] = np.logical_and.accumulate(passed)
+    return out
