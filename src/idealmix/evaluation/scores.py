@@ -1,0 +1,240 @@
+"""Scores on test sets: exact match of generated answers, or whatever a user's own function measures.
+
+Flows in: a model, its tokenizer, a test pool, one entry of the config's `scores`. Flows out: a `ScoreResult`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import math
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from idealmix.config import Score
+from idealmix.errors import InputError
+from idealmix.evaluation.exact_match import compile_pattern, is_right, reference_answers
+from idealmix.evaluation.generation import answer_text, generate, prompt_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from idealmix.data.conversation import Conversation
+    from idealmix.data.pools import Pool
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """One score of one model.
+
+    Attributes:
+        name: the score's.
+        mean: over rows (or what the user's function returned).
+        se: its standard error over rows; None where only the mean is known.
+        n: rows.
+        per_row: by row id; None where only the mean is known.
+    """
+
+    name: str
+    mean: float
+    se: float | None
+    n: int
+    per_row: dict[str, float] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ScoreResult:
+        """The inverse of `to_json`."""
+        return cls(**data)
+
+
+def score(
+    name: str,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    pool: Pool,
+    setting: Score,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+) -> ScoreResult:
+    """Score a model on the first `setting.rows` rows of a test pool.
+
+    Args:
+        name: the score's, for messages.
+        model: a causal language model, on its device.
+        tokenizer: the model's.
+        pool: the test set.
+        setting: one entry of the config's `scores`.
+        folder: where the module of `setting.callable` is looked for first; None: the working directory.
+        progress: called with rows generated and rows in total.
+
+    Raises:
+        InputError: a bad pattern, references without an answer, a function that cannot be imported, fails, or
+            returns something else than numbers.
+    """
+    rows = [pool.conversation(i) for i in range(min(len(pool), setting.rows or len(pool)))]
+    where = f"scores.{name}"
+    if setting.exact_match is not None:
+        return from_rows(name, _exact_match(where, model, tokenizer, rows, setting, progress))
+    where, target = f"{where}.callable", str(setting.callable)
+    function = load_function(target, where, folder or Path.cwd())
+    with _importing_from(folder or Path.cwd()):
+        try:
+            returned = function(model, tokenizer, [_as_row(row) for row in rows])
+        except Exception as error:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            raise InputError(
+                f"{target} raised {type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})",
+                where=where,
+            ) from error
+    return _result(name, returned, [row.id for row in rows], where, target)
+
+
+def check_score(name: str, setting: Score, folder: Path | None = None) -> None:
+    """Raise what `score` would raise for the setting alone: worth a call before training."""
+    if setting.exact_match is not None:
+        compile_pattern(setting.exact_match, f"scores.{name}.exact_match")
+    else:
+        load_function(str(setting.callable), f"scores.{name}.callable", folder or Path.cwd())
+
+
+def from_rows(name: str, per_row: Mapping[str, float]) -> ScoreResult:
+    """Mean and standard error, sd / sqrt(n).
+
+    Where every row is right, or every row wrong, that would be 0; then it is the binomial error at (k + 1) / (n + 2)
+    (Laplace's rule): 0 of 150 is not a certainty.
+    """
+    values = np.array(list(per_row.values()), dtype=float)
+    n, mean = len(values), float(values.mean())
+    if mean in (0.0, 1.0) and np.all(values == mean):
+        p = (mean * n + 1) / (n + 2)
+        error: float | None = math.sqrt(p * (1 - p) / n)
+    else:
+        error = float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else None
+    return ScoreResult(name, mean, error, n, dict(per_row))
+
+
+def load_function(target: str, where: str, folder: Path) -> Callable[..., Any]:
+    """The function that `'module:function'` names; `folder` is searched before installed packages.
+
+    Raises:
+        InputError: not of that form, no such module or function, or the module fails while it is imported.
+    """
+    module_name, colon, name = target.partition(":")
+    if (
+        not colon
+        or not name.isidentifier()
+        or not all(part.isidentifier() for part in module_name.split("."))
+    ):
+        raise InputError(
+            f"{target!r} does not name a function",
+            where=where,
+            mend="write 'module:function', such as 'my_scores:pass_at_1' for my_scores.py beside the config",
+        )
+    with _importing_from(folder):
+        importlib.invalidate_caches()
+        try:
+            module = importlib.import_module(module_name)
+        except Exception as error:
+            missing = isinstance(error, ModuleNotFoundError) and module_name.startswith(error.name or "?")
+            raise InputError(
+                f"there is no module {module_name!r} in {folder} or among the installed packages"
+                if missing
+                else f"importing {module_name!r} failed: {type(error).__name__}: {error}",
+                where=where,
+                mend="put the file beside the config, or install the package that holds it"
+                if missing
+                else None,
+            ) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        here = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise InputError(
+            f"{module_name!r} has no function {name!r}",
+            where=where,
+            mend=f"it has {', '.join(here[:8])}" if here else f"define it in {module.__file__}",
+        )
+    return function
+
+
+def _exact_match(
+    where: str,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Conversation],
+    setting: Score,
+    progress: Progress | None,
+) -> dict[str, float]:
+    """1.0 for a right answer, 0.0 for a wrong one, by row id."""
+    pattern = compile_pattern(str(setting.exact_match), f"{where}.exact_match")
+    wanted = reference_answers(pattern, {row.id: answer_text(row) for row in rows}, where)
+    prompts = [(row.id, prompt_ids(tokenizer, row)) for row in rows]
+    texts = generate(model, tokenizer, prompts, setting.max_new_tokens, progress=progress)
+    return {row.id: float(is_right(pattern, text, wanted[row.id])) for row, text in zip(rows, texts)}
+
+
+@contextlib.contextmanager
+def _importing_from(folder: Path) -> Iterator[None]:
+    """Inside: `folder` stands first on the import path."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+def _as_row(conversation: Conversation) -> dict[str, Any]:
+    """A row as the user's function gets it: `id`, `messages`, `tools`, `prompt` (messages), `response` (text) or `text`."""
+    if conversation.text is not None:
+        return {"id": conversation.id, "text": conversation.text}
+    answer = conversation.answer
+    return {
+        "id": conversation.id,
+        "messages": conversation.messages,
+        "tools": conversation.tools,
+        "prompt": conversation.prompt,
+        "response": answer and (answer.get("content") or ""),
+    }
+
+
+def _result(name: str, returned: Any, ids: list[str], where: str, target: str) -> ScoreResult:
+    if isinstance(returned, Mapping):
+        if set(returned) != set(ids):
+            raise _not_numbers(
+                target, f"a mapping whose {len(returned)} keys are not the {len(ids)} row ids", where
+            )
+        returned = [returned[row_id] for row_id in ids]
+    if isinstance(returned, Sequence | np.ndarray) and not isinstance(returned, str | bytes):
+        if len(returned) != len(ids):
+            raise _not_numbers(target, f"{len(returned)} numbers for {len(ids)} rows", where)
+        return from_rows(name, dict(zip(ids, [_number(value, target, where) for value in returned])))
+    return ScoreResult(name, _number(returned, target, where), None, len(ids), None)
+
+
+def _number(value: Any, target: str, where: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise _not_numbers(target, f"{value!r:.80}", where) from None
+    if not math.isfinite(number):
+        raise _not_numbers(target, f"{number}", where)
+    return number
+
+
+def _not_numbers(target: str, what: str, where: str) -> InputError:
+    return InputError(
+        f"{target} returned {what}",
+        where=where,
+        mend="return one finite number, a list with one for each row, or a mapping from row id to number",
+    )
