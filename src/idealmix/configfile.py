@@ -384,10 +384,10 @@ def resolve(config: Config, folder: Path) -> Config:
     data["output"] = str((folder / Path(data["output"]).expanduser()).resolve())
     if config.method == "ideal-paper":
         for location, value in _PAPER.items():
-            block = data
+            target = data
             for part in location[:-1]:
-                block = block[part]
-            block[location[-1]] = value
+                target = target[part]
+            target[location[-1]] = value
     if data["influence"]["centred"] == "auto":
         data["influence"]["centred"] = data["allocation"]["budget"]["hold"]
     return Config.model_validate(data)
