@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from idealmix.curvature.batch import IGNORED, Batch
+from idealmix.curvature.finite import FiniteChecks
 from idealmix.curvature.labels import sample, uniforms
 from idealmix.curvature.layers import Layer
 from idealmix.curvature.precision import wide
@@ -137,10 +138,11 @@ class _Pass:
         self._real = collector.real(self._batch)
         self._forward = True
         self._inputs: dict[str, list[Tensor]] = {}  # by layer, one entry for each call
+        self._versions: dict[str, list[int]] = {}  # how often each had been written when it was read
         self._gradients: dict[str, list[tuple[int, Tensor]]] = {}  # by layer: call, gradient
         self._leaders: dict[str, str] = {}
         self._shared: tuple[list[Tensor], bool, Tensor] | None = None  # the last prepared input
-        self._checks: list[tuple[str, str, Tensor]] = []  # layer, what, a sum for each row
+        self._checks = FiniteChecks()
 
     def run(self, label_seed: int | None) -> Losses:
         handles = [
@@ -153,7 +155,7 @@ class _Pass:
             sums, supervised = self._loss(logits, label_seed)
             self._forward = False
             self._leaders = _leaders(self._of.layers, self._inputs)
-            if not logits.requires_grad:
+            if not self._inputs or not sums.requires_grad:
                 raise _detached()
             del logits
             sums.sum().backward()
@@ -163,9 +165,7 @@ class _Pass:
         by_name = {layer.name: layer for layer in self._of.layers}
         for name in list(self._gradients):  # a call whose output was not used has no gradient
             self._emit(by_name[name])
-        if not self._checks:
-            raise _detached()
-        self._check_finite(sums.detach())
+        self._checks.verify(sums.detach(), self._batch, [layer.name for layer in self._of.layers])
         batch = self._batch
         return Losses(
             batch.row_ids,
@@ -210,6 +210,7 @@ class _Pass:
             calls = self._inputs.setdefault(layer.name, [])
             output.register_hook(partial(self._arrived, layer, len(calls)))
             calls.append(source)
+            self._versions.setdefault(layer.name, []).append(source._version)
         # a copy: what follows may write into the output in place, which a leaf forbids
         return None if fresh is None else fresh.clone()
 
@@ -223,10 +224,17 @@ class _Pass:
         """Hand a layer's complete signal to the visitors and forget it."""
         got = sorted(self._gradients.pop(layer.name), key=lambda item: item[0])
         calls = self._inputs.pop(layer.name)
+        versions = self._versions.pop(layer.name)
+        if any(calls[call]._version != versions[call] for call, _ in got):
+            raise IdealmixError(
+                "its input is overwritten in place after it was read",
+                where=f"layer {layer.name}",
+                mend="use the model without in-place operations, or leave this layer out",
+            )
         with torch.no_grad():
             a = self._prepare([calls[call] for call, _ in got], layer)
             s = self._masked([self._by_row(gradient, layer, "output") for _, gradient in got])
-            self._checks.append((layer.name, "gradient at the output", s.sum((1, 2), dtype=wide(s.dtype))))
+            self._checks.gradient(layer.name, s)
             signal = Signal(layer, a, s, self._batch.weights, self._leaders[layer.name])
             for visit in self._visitors:
                 visit(signal)
@@ -238,7 +246,7 @@ class _Pass:
             if bias == layer.bias and _same(before, calls):
                 return a
         a = self._masked([self._by_row(x.detach(), layer, "input") for x in calls])
-        self._checks.append((layer.name, "input", a.sum((1, 2), dtype=wide(a.dtype))))
+        self._checks.input(layer.name, a)
         if layer.bias:
             ones = a.new_ones(*a.shape[:2], 1)
             a = torch.cat([a, ones if self._all_real else ones * self._mask(a)], 2)
@@ -266,27 +274,6 @@ class _Pass:
             "row a position belongs to cannot be told",
             where=f"layer {layer.name}",
             mend="leave this layer out with influence.layers",
-        )
-
-    def _check_finite(self, losses: Tensor) -> None:
-        every = torch.stack([sums for _, _, sums in self._checks] + [losses.to(self._checks[0][2].dtype)])
-        good = torch.isfinite(every)
-        if bool(good.all()):
-            return
-        order = {layer.name: i for i, layer in enumerate(self._of.layers)}
-        bad = [i for i, row in enumerate(good[:-1]) if not row.all()]
-        # a bad input comes from below: blame the first layer; a bad gradient comes from above: blame the last
-        inputs = [i for i in bad if self._checks[i][1] == "input"]
-        worst = min(
-            inputs or bad or [len(good) - 1], key=lambda i: order[self._checks[i][0]] if inputs else i
-        )
-        name, what = self._checks[worst][:2] if bad else ("the loss", "value")
-        rows = [row for row, fine in zip(self._batch.row_ids, good[worst].tolist()) if not fine]
-        shown = ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
-        raise IdealmixError(
-            f"{what} is not finite in batch {self._batch.index}, rows {shown}",
-            where=f"layer {name}" if bad else name,
-            mend="look at these rows; load the model in float32 or bfloat16 if it is float16",
         )
 
 

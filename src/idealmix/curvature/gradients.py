@@ -108,15 +108,12 @@ def row_dots(
         mine.append(dots.take(len(each.row_ids)))
     processes = collector.processes
     every = processes.whole([part.cpu() for part in mine])
-    by_layer = {
-        layer.name: processes.all_sum(dots.by_layer[layer.name])
-        for layer in collector.layers
-        if layer.name in queries
-    }
+    parts = processes.gather({name: values.cpu() for name, values in dots.by_layer.items()})
+    by_layer = {name: torch.stack([part[name] for part in parts]).sum(0) for name in queries}
     return RowDots(
         torch.cat(every),
         _rows(losses, processes),
-        {name: values.cpu() for name, values in by_layer.items()},
+        by_layer,
         sums.total(losses, processes) if sums else None,
     )
 
@@ -174,8 +171,7 @@ class DotSums:
         queries = self._queries[name].to(a)
         dots = torch.cat([part.double() for part in self._dots(name, a, s, queries, signal.weights)])
         self._current = dots if self._current is None else self._current + dots
-        device_sum = self.by_layer[name].to(dots.device)  # stays there after the first batch
-        self.by_layer[name] = device_sum + signal.weights.double() @ dots
+        self.by_layer[name] = self.by_layer[name].to(dots.device) + signal.weights.double() @ dots
 
     def take(self, rows: int) -> Tensor:
         """The finished batch's dots, (rows, Q) float64; the next batch begins at zero."""
