@@ -370,8 +370,9 @@ def test_a_sparse_step_keeps_every_process_busy_with_a_masked_row():
     assert len(fillers) == 1
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(base, tmp_path):
-    """accelerate launch with gloo: the same rows in each step, the same losses and weights."""
+    """torchrun with gloo: the same rows in each step, the same losses and weights."""
     script = tmp_path / "train_two.py"
     script.write_text(
         "import sys\nfrom pathlib import Path\n"
@@ -379,9 +380,8 @@ def test_two_processes_train_as_one(base, tmp_path):
         "from test_training_sft import run\n"
         "run(Path(sys.argv[1]), Path(sys.argv[2]), epochs=2, steps=9, per_device_train_batch_size=2)\n"
     )
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu"]
-    command += ["--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += ["--num_machines", "1", "--num_cpu_threads_per_process", "1"]
+    # `accelerate launch --cpu` starts several processes only by MPI; torchrun sets the same environment
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     done = subprocess.run(
         [*command, str(script), str(base), str(tmp_path / "two")],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -398,3 +398,28 @@ def test_two_processes_train_as_one(base, tmp_path):
     assert two["step_weights"] == one.step_weights
     mine, theirs = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert all((mine[key] - theirs[key]).abs().max() < 1e-3 for key in mine)
+
+
+def test_real_pools_and_a_drawn_mixture_reach_the_model_as_they_are(base, tmp_path):
+    """The data room's own types: a repeated draw, consumed as mixture.json says."""
+    from idealmix import config
+    from idealmix.data.mixture import draw
+    from idealmix.data.pools import load_pool
+    from idealmix.data.tokenise import Encoder
+    from idealmix.training.model import load_tokenizer
+
+    pools = {}
+    for name, size in (("math", 5), ("code", 7)):
+        path = tmp_path / f"{name}.jsonl"
+        lines = [{"prompt": f"w3 w{n + 4}", "response": f"w{n + 5} " * (n + 1)} for n in range(size)]
+        path.write_text("\n".join(map(json.dumps, lines)))
+        pools[name] = load_pool(
+            name, config.Source(path=str(path)), Encoder(load_tokenizer(base), 64), seed=0
+        )
+    mixture = draw(pools, {"math": 8, "code": 3}, 0, max_repeats=2)
+    settings = Training(learning_rate=1e-3, per_device_train_batch_size=4, dtype="float32")
+    record = train(base, mixture, pools, settings, seed=0, output=tmp_path / "out")
+    assert (record.rows, record.tokens) == (mixture.rows, mixture.tokens)
+    assert record.supervised_tokens == mixture.supervised_tokens
+    shares = {n: t / mixture.supervised_tokens for n, t in mixture.supervised_tokens_by_domain.items()}
+    assert record.token_shares == pytest.approx(shares)
