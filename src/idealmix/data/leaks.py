@@ -1,0 +1,65 @@
+"""The leak check: no reference or test row may stand in a training pool, nor a reference row in a test set.
+
+Flows in: pools. Flows out: nothing, or an error that says how many rows, which, and how to mend it. Rows are the
+same when their folded prompts are (all before the last assistant turn; case and white space do not count).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import product
+from typing import TYPE_CHECKING
+
+from idealmix.errors import InputError
+
+if TYPE_CHECKING:
+    from idealmix.data.pools import Pool
+
+_SHOWN = 5
+
+
+def check_leaks(
+    domains: Mapping[str, Pool], references: Mapping[str, Pool], tests: Mapping[str, Pool]
+) -> None:
+    """Compare every reference and test set with every domain, and every reference set with every test set.
+
+    Raises:
+        InputError: an overlap; all overlaps are named at once.
+    """
+    named = {
+        kind: [(f"{kind}.{name}", pool) for name, pool in pools.items()]
+        for kind, pools in (("domains", domains), ("references", references), ("tests", tests))
+    }
+    keys = {label: set(pool.prompt_keys) for pools in named.values() for label, pool in pools}
+    pairs = [
+        *product(named["references"] + named["tests"], named["domains"]),
+        *product(named["references"], named["tests"]),
+    ]
+    found = [
+        _overlap(label, pool, other_label, other, shared)
+        for (label, pool), (other_label, other) in pairs
+        if (shared := keys[label] & keys[other_label])
+    ]
+    if found:
+        raise InputError(
+            "sets overlap (the same prompt, case and white space apart), so figures on them would be worth nothing:\n"
+            + "\n".join(f"    {line}" for line in found),
+            mend="take these rows out of the set named second in each line",
+        )
+
+
+def _overlap(label: str, pool: Pool, other_label: str, other: Pool, shared: set[str]) -> str:
+    mine, theirs = _rows(pool, shared), _rows(other, shared)
+    return (
+        f"{len(mine):,} of {len(pool):,} rows of {label} stand in {other_label} ({len(theirs):,} rows there): "
+        f"{_listed(mine)} = {_listed(theirs)}"
+    )
+
+
+def _rows(pool: Pool, shared: set[str]) -> list[str]:
+    return [row_id for row_id, key in zip(pool.ids, pool.prompt_keys, strict=True) if key in shared]
+
+
+def _listed(ids: list[str]) -> str:
+    more = f" and {len(ids) - _SHOWN:,} more" if len(ids) > _SHOWN else ""
+    return ", ".join(ids[:_SHOWN]) + more
