@@ -164,10 +164,13 @@ def demo(
     """Run the whole loop on the built-in skills: a small model, five generated domains, a few minutes."""
     from idealmix import configfile
     from idealmix.rounds.loop import run_rounds
-    from idealmix.skills import write_demo
+    from idealmix.skills import demo_config, write_suite
 
-    config = write_demo(output)
-    settings = configfile.load(config, [f"output={json.dumps(str(output.resolve()))}", *(overrides or [])])
+    data = output.resolve() / "data"
+    write_suite(data)
+    settings = configfile.from_mapping(
+        {**demo_config(data), "output": str(output.resolve())}, overrides or [], folder=Path.cwd()
+    )
     with _watching(as_json, resume=f"idealmix demo --output {output}") as (terminal, team):
         result = run_rounds(settings, terminal, team)
     if team.leads:

@@ -75,10 +75,26 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read this configuration: {error}", where=str(path)) from None
     data, lines = _parse(text, path)
+    return from_mapping(data, overrides, folder=path.resolve().parent, lines=lines, origin=path)
+
+
+def from_mapping(
+    data: dict[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    folder: Path,
+    lines: dict[_Location, str] | None = None,
+    origin: str | Path = "config",
+) -> Config:
+    """Override, check and resolve a configuration that is already plain data; `folder`: what paths are relative to.
+
+    Raises:
+        InputError: as `load`.
+    """
+    lines = lines if lines is not None else {}
     for override in overrides:
         _apply(override, data, lines)
-    config = check(data, lines, origin=path)
-    return resolve(config, path.resolve().parent)
+    return resolve(check(data, lines, origin=origin), folder)
 
 
 def check(

@@ -90,7 +90,7 @@ class RunFolder:
             handle.flush()
             yield
 
-    def phase(self, name: str, inputs: Mapping[str, Any], produce: Callable[[Path], None]) -> Artifact:
+    def phase(self, name: str, inputs: Mapping[str, Any], produce: Callable[[Path], Any]) -> Artifact:
         """Do a phase unless it is done.
 
         Args:

@@ -64,7 +64,8 @@ def load_inputs(config: Config, watch: Watch) -> Inputs:
     Raises:
         InputError: a file, row, name or overlap is wrong; see `idealmix.data`.
     """
-    from idealmix.data.pools import check_leaks, load_pool, split_reference
+    from idealmix.data.leaks import check_leaks
+    from idealmix.data.pools import load_pool, split_reference
     from idealmix.data.tokenise import Encoder
     from idealmix.training.model import load_tokenizer
 

@@ -1,0 +1,258 @@
+"""The rounds: mix, train, evaluate, influence, allocate, again, until the data is in equilibrium.
+
+Flows in: a resolved configuration. Flows out: the run folder (see docs/files.md) and the content of its
+``result.json``. This module holds the order of things; `phases` does them, `allocation` and `decision` judge.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from idealmix import configfile
+from idealmix.allocation import Allocation, allocate, start_counts
+from idealmix.config import Config
+from idealmix.decision import Decision, LoopState, decide, next_step, propose
+from idealmix.errors import InputError
+from idealmix.influence_matrix import InfluenceMatrix
+from idealmix.rounds import result, tables
+from idealmix.rounds.folder import RunFolder, write_json, write_text
+from idealmix.rounds.goal import Goal
+from idealmix.rounds.inputs import Inputs, load_inputs
+from idealmix.rounds.phases import Evaluated, Mixed, Phases, Trained
+from idealmix.rounds.team import Team
+from idealmix.rounds.watch import Watch
+from idealmix.slopes import Limit, Slopes
+
+# Seeds of round 0's replicates lie this far apart, so that a run with the next seed does not repeat them.
+_SEED_STRIDE = 1_000_003
+
+
+@dataclass
+class Round:
+    """One round as far as it has come; `result.json` is written from these."""
+
+    index: int
+    m: float
+    mixed: Mixed
+    trained: Trained
+    evaluated: Evaluated
+    decision: Decision | None = None
+    after: LoopState | None = None
+    influence: InfluenceMatrix | None = None
+    allocation: Allocation | None = None
+
+
+@dataclass
+class Story:
+    """A whole run: what `result.assemble` turns into ``result.json``."""
+
+    config: Config
+    base: Evaluated
+    goal: Goal
+    rounds: list[Round] = field(default_factory=list)
+    state: LoopState | None = None
+    scores: dict[str, dict[str, Any]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+def run_rounds(config: Config, watch: Watch, team: Team | None = None) -> dict[str, Any]:
+    """Run, or go on with, a whole run.
+
+    Returns:
+        The content of ``result.json`` (on every process).
+
+    Raises:
+        InputError: the configuration, the data or the model is wrong, or the folder holds another run.
+        IdealmixError: a phase failed; what was finished is kept.
+    """
+    team = team or Team()
+    folder = RunFolder(Path(config.output), watch.warn)
+    with folder.locked() if team.leads else contextlib.nullcontext():
+        team.lead(lambda: claim(folder, config))
+        watch.begin("reading the data")
+        inputs = load_inputs(config, watch)
+        watch.end(0.0, reused=False)
+        phases = Phases(config, inputs, folder, team, watch)
+        story = tell(config, inputs, phases, watch)
+        return team.lead(lambda: _finish(story, inputs, folder))
+
+
+def claim(folder: RunFolder, config: Config) -> None:
+    """Write the resolved configuration, or check that the folder holds the same one.
+
+    Raises:
+        InputError: the folder was made with another configuration; the message names every changed key.
+    """
+    path = folder.path / "config.yaml"
+    if not path.exists():
+        write_text(path, configfile.dump(config))
+        return
+    old = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    new = config.model_dump(mode="json")
+    # a folder may be moved: where it lies is not part of what was run
+    changed = configfile.differences({**old, "output": ""}, {**new, "output": ""})
+    if changed:
+        raise InputError(
+            "this folder holds a run with another configuration:\n"
+            + "\n".join(f"  {line}" for line in changed),
+            where=str(folder.path),
+            mend="set another `output` for the new configuration, or take the change back",
+        )
+
+
+def tell(config: Config, inputs: Inputs, phases: Phases, watch: Watch) -> Story:
+    """The rounds themselves."""
+    allocation, seed = config.allocation, config.seed
+    sizes, per_row = _sizes(inputs), _volumes(inputs, allocation.budget.unit)
+    counts = start_counts(sizes, per_row, allocation)
+    amount = sum(counts[name] * per_row[name] for name in counts) if allocation.budget.hold else None
+
+    base = phases.evaluate("base", None)
+    first = _train_round(phases, 0, allocation.m, counts, seed, steps=None)
+    # the same number of optimiser steps for every mixture of a held budget: only the mixture differs
+    steps = (first.trained.record.steps or None) if allocation.budget.hold else None
+    weights = {name: source.weight for name, source in config.references.items()}
+    goal = Goal(config.objective, weights, first.evaluated.deciding)
+    story = Story(config, base, goal, [first])
+    for number in range(1, allocation.replicates + 1):
+        other = seed + number * _SEED_STRIDE
+        mixed = phases.mix(f"round-0/replicate-{number}-draw", counts, other)
+        again = phases.replicate(f"round-0/replicate-{number}", mixed, other, steps)
+        goal.replicates.append(again.deciding)
+    paper = config.method == "ideal-paper"
+    state = LoopState.start(
+        counts,
+        m=allocation.m,
+        rounds=allocation.rounds,
+        patience=allocation.patience,
+        keep="all" if paper else "better",
+    )
+    watch.table(*tables.round_table(story, first))
+
+    while state.action != "end":
+        best, last = story.rounds[state.best], story.rounds[-1]
+        if state.action == "measure":
+            best.influence, _ = phases.influence(f"round-{best.index}", best.mixed, best.trained)
+            watch.table(*tables.influence_table(best.influence))
+            for warning in best.influence.warnings:
+                watch.warn(warning)
+        step = allocate(
+            best.mixed.mixture.counts,
+            sizes,
+            per_row,
+            objective_slopes(goal, best),
+            allocation,
+            m=state.m,
+            limits=_limits(story, best),
+            calibration=state.calibration,
+            amount=amount,
+        )
+        phases.allocation(
+            f"round-{last.index}",
+            {
+                "from": f"round-{best.index}",
+                "state": state.to_json(),
+                "config": allocation.model_dump(mode="json"),
+            },
+            step.to_json(),
+        )
+        last.allocation = step
+        state = propose(state, step)
+        watch.table(*tables.allocation_table(step))
+        watch.note(state.reason)
+        if state.action == "end":
+            break
+        new = _train_round(phases, last.index + 1, step.m, step.counts, seed, steps)
+        new.decision = _judge(story, best, new)
+        state = new.after = next_step(state, new.decision)
+        story.rounds.append(new)
+        watch.table(*tables.round_table(story, new))
+        watch.note(f"{new.decision.reason} {state.reason}")
+
+    story.state = state
+    chosen = story.rounds[state.best]
+    if inputs.tests:
+        story.scores["base"] = phases.score("base", None)
+        story.scores["joint"] = phases.score("round-0", first.trained)
+        if chosen is not first:
+            story.scores["ideal"] = phases.score(f"round-{chosen.index}", chosen.trained)
+        else:
+            story.scores["ideal"] = story.scores["joint"]
+    phases.materialise(chosen.mixed)
+    if table := tables.final_table(story):
+        watch.table(*table)
+    watch.note(state.reason)
+    return story
+
+
+def _train_round(
+    phases: Phases, index: int, m: float, counts: Mapping[str, int], seed: int, steps: int | None
+) -> Round:
+    where = f"round-{index}"
+    mixed = phases.mix(where, counts, seed)
+    trained = phases.train(where, mixed, seed, steps)
+    return Round(index, m, mixed, trained, phases.evaluate(where, trained))
+
+
+def objective_slopes(goal: Goal, at: Round) -> Slopes:
+    """The objective's slope by domain at a trained round, on unused and on drawn rows."""
+    if at.influence is None:
+        raise RuntimeError("influence is measured before it is used")
+    return slopes_of(at.influence, goal.gradient(at.evaluated.deciding))
+
+
+def slopes_of(matrix: InfluenceMatrix, weights: Mapping[str, float]) -> Slopes:
+    """A weighted sum of the matrix's rows, with errors that know the references' covariance."""
+    columns = []
+    for rows in ("unused", "drawn"):
+        weighted = matrix.weighted(weights, rows=rows)
+        columns += [weighted.value, weighted.se, weighted.dof]
+    return Slopes(matrix.domains, *(np.asarray(column, dtype=float) for column in columns))
+
+
+def _limits(story: Story, at: Round) -> list[Limit]:
+    """What each constrained reference set may still lose, and its own slopes."""
+    limits = []
+    for name, constraint in story.config.constraints.items():
+        risen = story.goal.rise(name, at.evaluated.deciding).value
+        if at.influence is not None:
+            limits.append(Limit(name, slopes_of(at.influence, {name: 1.0}), constraint.max_increase - risen))
+    return limits
+
+
+def _judge(story: Story, incumbent: Round, new: Round) -> Decision:
+    losses = new.evaluated.deciding
+    constraints = {
+        name: (story.goal.rise(name, losses), constraint.max_increase)
+        for name, constraint in story.config.constraints.items()
+    }
+    return decide(story.goal.difference(losses, incumbent.evaluated.deciding), constraints)
+
+
+def _sizes(inputs: Inputs) -> dict[str, int]:
+    return {name: len(pool) for name, pool in inputs.domains.items()}
+
+
+def _volumes(inputs: Inputs, unit: str) -> dict[str, float]:
+    """Mean volume of a pool's row in the budget's unit."""
+    if unit == "rows":
+        return dict.fromkeys(inputs.domains, 1.0)
+    per_row = {"tokens": "tokens", "supervised_tokens": "supervised"}[unit]
+    return {name: float(getattr(pool, per_row).mean()) for name, pool in inputs.domains.items()}
+
+
+def _finish(story: Story, inputs: Inputs, folder: RunFolder) -> dict[str, Any]:
+    content = result.assemble(story, inputs, folder)
+    write_json(folder.path / "manifest.json", result.manifest(story, inputs))
+    write_json(folder.path / "result.json", content)
+    from idealmix.report.page import write
+
+    write(folder.path)
+    return content

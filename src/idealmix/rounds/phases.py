@@ -1,0 +1,314 @@
+"""The phases of a round on disk: mix, train, evaluate, influence, score. Each is done once and can be resumed.
+
+Flows in: the configuration, the inputs, and for each phase what the phases before it made. Flows out: artifacts in
+the run folder, and their content. The loop decides what is done next; nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from idealmix.config import Config
+from idealmix.data.mixture import Mixture, draw
+from idealmix.data.pools import Pool
+from idealmix.evaluation.loss import reference_loss
+from idealmix.evaluation.scores import score
+from idealmix.evaluation.set_loss import SetLoss
+from idealmix.influence_matrix import InfluenceMatrix
+from idealmix.influence_stage import measure
+from idealmix.rounds.folder import Artifact, RunFolder, write_json
+from idealmix.rounds.inputs import Inputs
+from idealmix.rounds.team import Team
+from idealmix.rounds.watch import Watch
+from idealmix.training import train
+from idealmix.training.model import load_model
+from idealmix.training.record import TrainingRecord
+
+# Settings that change where or how a training is watched, not what it computes.
+_UNWATCHED = {"report_to", "save_steps"}
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A drawn mixture and its artifact."""
+
+    mixture: Mixture
+    artifact: Artifact
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training: its record, its folder, its artifact."""
+
+    record: TrainingRecord
+    artifact: Artifact
+
+    @property
+    def model(self) -> Path:
+        """The checkpoint's folder."""
+        return self.record.model_folder(self.artifact.path)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Losses on both halves of every reference set, by name."""
+
+    deciding: dict[str, SetLoss]
+    gradient: dict[str, SetLoss]
+    artifact: Artifact
+
+
+class Phases:
+    """Everything that a loop can ask for, by the folder that it should lie in."""
+
+    def __init__(self, config: Config, inputs: Inputs, folder: RunFolder, team: Team, watch: Watch) -> None:
+        self.config, self.inputs, self.folder = config, inputs, folder
+        self._team, self._watch = team, watch
+        self._loaded: tuple[str, Any] | None = None
+
+    def mix(self, where: str, counts: Mapping[str, int], seed: int) -> Mixed:
+        """Draw a mixture."""
+        domains, limit = self.inputs.domains, self.config.allocation.max_repeats
+        artifact = self._do(
+            f"{where}/mixture.json",
+            f"{where}: drawing the mixture",
+            {
+                "counts": dict(counts),
+                "seed": seed,
+                "domains": self.inputs.digests("domains"),
+                "max_repeats": limit,
+            },
+            lambda part: draw(domains, counts, seed, max_repeats=limit).write(part),
+        )
+        return Mixed(Mixture.read(artifact.path, domains), artifact)
+
+    def train(self, where: str, mixed: Mixed, seed: int, steps: int | None) -> Trained:
+        """Train the base model on a mixture; every process takes part."""
+        mixture, config = mixed.mixture, self.config
+        self._loaded = None  # room for the training
+
+        def produce(part: Path) -> None:
+            train(
+                config.model,
+                mixture,
+                self.inputs.domains,
+                config.training,
+                seed=seed,
+                output=part,
+                steps=steps,
+                progress=self._steps,
+            )
+
+        artifact = self._do(
+            f"{where}/train",
+            f"{where}: training on {sum(mixture.counts.values()):,} rows",
+            self._training_key(mixed, seed, steps),
+            produce,
+            together=True,
+        )
+        return Trained(TrainingRecord.read(artifact.path / "record.json"), artifact)
+
+    def evaluate(self, where: str, trained: Trained | None) -> Evaluated:
+        """Losses on the reference sets; `trained` None: of the base model."""
+        artifact = self._do(
+            f"{where}/evaluation.json",
+            f"{where}: evaluating",
+            {**self._model_key(trained), **self._reference_key()},
+            lambda part: write_json(part, self._evaluation(self._model(trained))),
+        )
+        return _evaluated(artifact)
+
+    def replicate(self, where: str, mixed: Mixed, seed: int, steps: int | None) -> Evaluated:
+        """Train the same mixture with another seed and evaluate it; its checkpoint is not kept."""
+        self._loaded = None
+
+        def produce(part: Path) -> None:
+            train(
+                self.config.model,
+                mixed.mixture,
+                self.inputs.domains,
+                self.config.training,
+                seed=seed,
+                output=part / "train",
+                steps=steps,
+                progress=self._steps,
+            )
+            if self._team.leads:
+                record = TrainingRecord.read(part / "train" / "record.json")
+                model = load_model(record.model_folder(part / "train")).to(_device())
+                write_json(part / "evaluation.json", self._evaluation(model))
+                record.write(part / "record.json")
+                shutil.rmtree(part / "train")
+
+        artifact = self._do(
+            where,
+            f"{where}: training with another seed",
+            {**self._training_key(mixed, seed, steps), **self._reference_key()},
+            produce,
+            together=True,
+        )
+        return _evaluated(artifact, artifact.path / "evaluation.json")
+
+    def influence(self, where: str, mixed: Mixed, trained: Trained) -> tuple[InfluenceMatrix, Artifact]:
+        """The influence matrix at a trained mixture."""
+        settings = self.config.influence
+
+        def produce(part: Path) -> None:
+            measure(
+                self._model(trained),
+                mixed.mixture,
+                self.inputs.domains,
+                self.inputs.gradient_halves,
+                settings,
+                record=trained.record,
+                folder=trained.artifact.path,
+                seed=self.config.seed,
+                progress=self._watch.advance,
+            ).write(part)
+
+        artifact = self._do(
+            f"{where}/influence.json",
+            f"{where}: measuring influence",
+            {
+                **self._model_key(trained),
+                "settings": settings.model_dump(mode="json"),
+                "references": self.inputs.digests("gradient_halves"),
+                "seed": self.config.seed,
+            },
+            produce,
+        )
+        return InfluenceMatrix.read(artifact.path), artifact
+
+    def allocation(self, where: str, inputs: Mapping[str, Any], content: Mapping[str, Any]) -> Artifact:
+        """Write down what was allocated; `content` follows from `inputs` alone."""
+        return self._do(
+            f"{where}/allocation.json", f"{where}: allocating", inputs, lambda part: write_json(part, content)
+        )
+
+    def score(self, where: str, trained: Trained | None) -> dict[str, Any]:
+        """Losses and scores on the test sets: ``{"tests": {name: SetLoss}, "scores": {name: ScoreResult}}``."""
+        config = self.config
+
+        def produce(part: Path) -> None:
+            model = self._model(trained)
+            tests = {name: self._loss(model, pool) for name, pool in self.inputs.tests.items()}
+            scores = {
+                name: score(
+                    name, model, self.inputs.tokenizer, self.inputs.tests[setting.test], setting
+                ).to_json()
+                for name, setting in config.scores.items()
+            }
+            write_json(
+                part, {"tests": {name: loss.to_json() for name, loss in tests.items()}, "scores": scores}
+            )
+
+        artifact = self._do(
+            f"{where}/tests.json",
+            f"{where}: scoring the test sets",
+            {
+                **self._model_key(trained),
+                "tests": self.inputs.digests("tests"),
+                "scores": {name: setting.model_dump(mode="json") for name, setting in config.scores.items()},
+            },
+            produce,
+        )
+        return artifact.json()
+
+    def materialise(self, mixed: Mixed) -> Artifact:
+        """Write the final mixture's rows: ``mixture/<domain>.jsonl`` and a manifest."""
+        return self._do(
+            "mixture",
+            "writing the final mixture",
+            {"mixture": mixed.artifact.key},
+            lambda part: mixed.mixture.export_jsonl(part, self.inputs.domains),
+        )
+
+    # --- how a phase is done ---------------------------------------------------------------------------------
+
+    def _do(
+        self,
+        name: str,
+        step: str,
+        inputs: Mapping[str, Any],
+        produce: Callable[[Path], Any],
+        *,
+        together: bool = False,
+    ) -> Artifact:
+        """One phase; `together`: every process runs `produce`, else rank 0 alone."""
+        self._watch.begin(step)
+        if together and self._team.size > 1:
+            begun = self._team.lead(lambda: self.folder.begin(name, inputs))
+            if not isinstance(begun, Artifact):
+                produce(begun.part)
+                begun = self._team.lead(lambda: self.folder.finish(begun))
+        else:
+            begun = self._team.lead(lambda: self.folder.phase(name, inputs, produce))
+        self._watch.end(begun.seconds, reused=not begun.fresh)
+        return begun
+
+    def _training_key(self, mixed: Mixed, seed: int, steps: int | None) -> dict[str, Any]:
+        settings = self.config.training.model_dump(mode="json", exclude=_UNWATCHED)
+        return {
+            "model": self.config.model,
+            "mixture": mixed.artifact.key,
+            "training": settings,
+            "seed": seed,
+            "steps": steps,
+        }
+
+    def _model_key(self, trained: Trained | None) -> dict[str, Any]:
+        if trained is not None:
+            return {"train": trained.artifact.key}
+        return {"model": self.config.model, "dtype": self.config.training.dtype}
+
+    def _reference_key(self) -> dict[str, Any]:
+        return {half: self.inputs.digests(half) for half in ("deciding_halves", "gradient_halves")}
+
+    def _model(self, trained: Trained | None) -> Any:
+        """The model, loaded once for the phases that follow each other."""
+        path = str(trained.model) if trained else self.config.model
+        if self._loaded is None or self._loaded[0] != path:
+            self._loaded = None
+            self._loaded = (path, load_model(path).to(_device()))
+        return self._loaded[1]
+
+    def _evaluation(self, model: Any) -> dict[str, Any]:
+        return {
+            half: {
+                name: self._loss(model, pool).to_json()
+                for name, pool in getattr(self.inputs, f"{half}_halves").items()
+            }
+            for half in ("deciding", "gradient")
+        }
+
+    def _loss(self, model: Any, pool: Pool) -> SetLoss:
+        return reference_loss(model, pool, self.config.influence.batch_tokens)
+
+    def _steps(self, done: int, total: int, facts: Mapping[str, Any]) -> None:
+        loss = facts.get("loss")
+        self._watch.advance(done, total, f"loss {loss:.3f}" if loss is not None else "")
+
+
+def _evaluated(artifact: Artifact, path: Path | None = None) -> Evaluated:
+    from idealmix.rounds.folder import read_json
+
+    data = read_json(path or artifact.path)
+    halves = {
+        half: {name: SetLoss.from_json(sets) for name, sets in data[half].items()}
+        for half in ("deciding", "gradient")
+    }
+    return Evaluated(halves["deciding"], halves["gradient"], artifact)
+
+
+def _device() -> str:
+    """Where evaluation and influence run: the accelerator of this process, if there is one."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    return "cpu"
