@@ -1,263 +1,242 @@
 """The influence matrix: how each domain's volume moves the loss on each reference set, with errors.
 
-Flows in: dot products of gradients by row, summed up by `influence_stage`. Flows out: alpha, standard errors, weighted
-rows, ``influence.json``. Pure numpy.
+Flows in: `Moments` of the gradients, the domains' weights, c. Flows out: alpha, its errors, weighted rows, signs in
+words, ``influence.json``. Pure numpy.
 
-    alpha[q, i] = - v_i (z_i[q] - c sum_j v_j z_j[q])        z_i[q] = gbar_q' R gbar_i
+    alpha[q, i] = - v_i (gbar_q' R gbar_i - c sum_j v_j gbar_q' R gbar_j)
 
-z_j in the sum is always that of the mixture's own (drawn) rows: they are what the other domains lose or gain when the
-budget is held. z_i in front is that of the rows that the change would act on: unused pool rows, or drawn ones.
-
-Errors are those of ratio estimators clustered by row (delta method): rows of one domain are one group, rows of one
-reference set another; groups are independent.
+The sum is always over the mixture's own (drawn) rows: their objective is what was trained, and what the other domains
+lose when the budget is held. gbar_i is that of the rows that a change would act on: unused pool rows for growth, drawn
+rows for shrinking and repetition. Everything is linear in the moments: alpha = mean K' with one row of K for each domain.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from idealmix.certainty import holm, p_value
 from idealmix.errors import InputError
+from idealmix.moments import Array, Estimate, Moments
 
-Array = NDArray[np.float64]
-Rows = Literal["acting", "unused", "drawn"]
+Kind = Literal["acting", "drawn", "unused", "memorisation"]
+"""Of training rows. acting: unused where there are any, else drawn. memorisation: unused minus drawn."""
 
-UNITS = (
-    "nats per supervised token of the reference set, for doubling the domain; "
-    "negative: more of the domain lowers the loss"
-)
-DOT_UNITS = (
-    "gradient dot product: not nats, only a sign and an order; negative: more of the domain lowers the loss"
-)
-
-
-@dataclass(frozen=True)
-class Dots:
-    """What was measured on one kind of rows of all domains (drawn, or unused).
-
-    Attributes:
-        z: (Q, D), gbar_q' R gbar_i; NaN where there are no such rows.
-        covariance: (D, Q, Q), of z[:, i] over training rows.
-        reference_variance: (Q, D), of alpha[q, i] over reference rows, v_i included.
-        rows: (D,), rows measured.
-        fraction: (D,), share of all such rows that was measured.
-    """
-
-    z: Array
-    covariance: Array
-    reference_variance: Array
-    rows: Array
-    fraction: Array
-
-
-@dataclass(frozen=True)
-class WeightedRow:
-    """A weighted sum of the matrix's rows: the slope of a joined loss. Arrays (D,); NaN where nothing was measured."""
-
-    value: Array
-    se: Array
-    dof: Array
+_MEANS = "per doubling of the domain; negative = more of the domain lowers the loss"
+UNITS = f"nats per supervised token of the reference set, {_MEANS}"
+DOT_UNITS = f"dot product of gradients, not nats: a sign and an order, no size, {_MEANS}"
 
 
 @dataclass(frozen=True)
 class InfluenceMatrix:
-    """See the module. Q reference sets, D domains.
+    """R reference sets by D domains. Arrays of properties are (R, D); NaN: not measured (there are no such rows).
 
     Attributes:
-        v: (D,), the domains' weights in what was optimised.
-        centred: c = 1 (held budget) or 0 (free volume).
-        drawn, unused: measurements on the mixture's rows and on the pools' other rows.
-        reference_rows: (Q,), rows of each gradient half.
-        layers: name to (Q, D), parts of `alpha` that sum to it.
-        losses: by reference set, nats per supervised token of the gradient half.
-        facts: settings and counts, for ``influence.json``.
+        domains, references: names.
+        step_weights: v_i by domain, its weight in what was optimised.
+        centred: c = 1 (held budget) or c = 0 (free volume).
+        moments: S = 2 D sets of training rows: every domain's drawn rows, then every domain's unused rows.
+        layers: parts of `moments.mean`, (R, 2 D) by layer name; they sum to it.
+        losses: of the gradient halves by reference set, nats per supervised token.
+        facts: how it was measured (settings, counts): further keys of ``influence.json``.
+        warnings: texts for the user.
     """
 
     domains: tuple[str, ...]
     references: tuple[str, ...]
-    v: Array
+    step_weights: Mapping[str, float]
     centred: bool
-    drawn: Dots
-    unused: Dots
-    reference_rows: Array
+    moments: Moments
     layers: Mapping[str, Array]
     losses: Mapping[str, float]
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any]
     warnings: tuple[str, ...] = ()
 
     @property
     def units(self) -> str:
-        """What a figure means, sign included."""
+        """What one unit of alpha means, and its sign."""
         return DOT_UNITS if self.facts.get("curvature") == "identity" else UNITS
 
     @property
     def alpha(self) -> Array:
-        """(Q, D): from unused rows where there are any, else from drawn ones."""
-        return np.where(np.isfinite(self.alpha_unused), self.alpha_unused, self.alpha_drawn)
+        """From unused rows where there are any, else from drawn rows."""
+        return self.entries("acting").value
 
     @property
     def alpha_drawn(self) -> Array:
-        """(Q, D) on the mixture's own rows; NaN where a domain has none."""
-        return self._alpha(self.drawn.z)
+        """On the mixture's rows: what shrinking and repetition act on."""
+        return self.entries("drawn").value
 
     @property
     def alpha_unused(self) -> Array:
-        """(Q, D) on pool rows that were not drawn; NaN where the pool is exhausted."""
-        return self._alpha(self.unused.z)
+        """On pool rows outside the mixture: what growth acts on."""
+        return self.entries("unused").value
 
     @property
     def memorisation(self) -> Array:
-        """(Q, D): unused minus drawn; what the model has learned of the drawn rows themselves."""
-        return self.alpha_unused - self.alpha_drawn
+        """`alpha_unused` - `alpha_drawn`: what the model has learned of the drawn rows themselves."""
+        return self.entries("memorisation").value
 
     @property
     def se_population(self) -> Array:
-        """(Q, D) of `alpha`: what other rows from the same sources would give."""
-        return self._each_row("acting", subsample=False)[0]
+        """Of `alpha`: other training and reference rows from the same sources. Decisions use this one."""
+        return self.entries("acting").se
 
     @property
     def se_subsample(self) -> Array:
-        """(Q, D) of `alpha`: what measuring a sample of the training rows costs; 0 where all were measured."""
-        return self._each_row("acting", subsample=True)[0]
+        """Of `alpha`: a sample of the training rows instead of all of them."""
+        return self.entries("acting", subsample=True).se
 
     @property
     def dof(self) -> Array:
-        """(Q, D): Satterthwaite's degrees of freedom of `se_population`."""
-        return self._each_row("acting", subsample=False)[1]
+        """Degrees of freedom of `se_population`."""
+        return self.entries("acting").dof
 
-    def weighted(self, weights: Mapping[str, float], rows: Rows = "acting") -> WeightedRow:
-        """``sum_q weights[q] alpha[q, i]`` for every domain, with its population standard error.
+    def entries(self, kind: Kind = "acting", *, subsample: bool = False) -> Estimate:
+        """Every entry with its error, on one kind of rows."""
+        K = self._coefficients(kind)
+        each = [self._estimate(w, K, subsample=subsample) for w in np.eye(len(self.references))]
+        return Estimate(*(np.array(column) for column in zip(*each)))
+
+    def weighted(self, weights: Mapping[str, float], rows: Kind = "acting") -> Estimate:
+        """``sum_q weights[q] alpha[q, i]``: a joined loss's slope by domain, (D,), with its population error.
+
+        References share training rows, so the error is not that of independent entries.
 
         Args:
-            weights: by reference set; those that are absent count 0. For an objective: dO/dL_q.
-            rows: the kind of training rows; ``acting``: unused where there are any.
+            weights: by reference set (dO/dL_q for an objective O); those left out count 0.
 
         Raises:
-            InputError: a weight for a reference set that is not in the matrix.
+            InputError: a weight for a set that is not in the matrix.
         """
-        unknown = [name for name in weights if name not in self.references]
-        if unknown:
-            raise InputError(f"no reference set is called {unknown[0]!r}", where="weights")
-        w = np.array([float(weights.get(name, 0.0)) for name in self.references])
-        alpha = {"acting": self.alpha, "unused": self.alpha_unused, "drawn": self.alpha_drawn}[rows]
-        variance, dof = self._variance(w, rows, subsample=False)
-        return WeightedRow(w @ alpha, np.sqrt(variance), dof)
+        return self._estimate(self._weights(weights), self._coefficients(rows))
 
-    def interval(self, reference: str, domain: str, level: float = 0.95) -> tuple[float, float]:
-        """Confidence interval of one entry of `alpha`, over other rows from the same sources."""
-        q, i = self.references.index(reference), self.domains.index(domain)
-        half = float(stdtrit(min(self.dof[q, i], 1e9), 0.5 + level / 2)) * self.se_population[q, i]
-        return float(self.alpha[q, i] - half), float(self.alpha[q, i] + half)
+    def change(self, beta: Mapping[str, float], weights: Mapping[str, float]) -> Estimate:
+        """First-order change of a joined loss under relative changes of the volumes; arrays of shape ().
+
+        Growth acts on unused rows where there are any, all else on drawn rows. Domains share reference rows and the
+        mixture's gradient: the error knows it. A domain that was not measured adds NaN, unless its beta is 0.
+        """
+        b = np.array([float(beta.get(name, 0.0)) for name in self.domains])
+        K = np.where(b[:, None] > 0, self._coefficients("acting"), self._coefficients("drawn"))
+        K = np.where(b[:, None] == 0, 0.0, K)
+        return Estimate(*(part[0] for part in self._estimate(self._weights(weights), (b @ K)[None])))
+
+    def covariance(self, kind: Kind = "acting") -> Array:
+        """(D, R, R) of alpha[:, i] over the references: any weighting w has variance w' covariance w."""
+        K, m = self._coefficients(kind), self.moments
+        found = np.einsum("is,sqp->iqp", K**2, m.training)
+        own = np.einsum("is,qst,it->iq", K, m.reference, K)
+        alone = np.eye(len(self.references)) * own[:, :, None]
+        unknown = ((K != 0) & (m.rows == 1)).any(1)[:, None, None] | np.diag(m.reference_rows == 1)
+        return np.where(unknown, np.nan, found + alone)
+
+    def interval(self, q: str | int, i: str | int, level: float = 0.95) -> tuple[float, float]:
+        """Confidence interval of an entry of `alpha`, by Student's t; reference and domain by name or place."""
+        q = self.references.index(q) if isinstance(q, str) else q
+        i = self.domains.index(i) if isinstance(i, str) else i
+        value, se, dof = (float(part[q, i]) for part in self.entries())
+        half = float(stdtrit(dof, 0.5 + level / 2)) * se
+        return value - half, value + half
 
     def signs(self) -> list[list[str]]:
-        """(Q, D) in words, at a family-wise level of 5% over the matrix (Holm)."""
-        alpha, se, dof = self.alpha, self.se_population, self.dof
-        p = np.array([[p_value(*entry) for entry in zip(*row)] for row in zip(alpha, se, dof)])
-        sure = np.atleast_2d(holm(p))
-        return [
-            [
-                "cannot be told from zero" if not told else "helps" if value < 0 else "hurts"
-                for value, told in zip(values, row)
-            ]
-            for values, row in zip(alpha, sure)
-        ]
+        """``helps`` (more of the domain lowers the loss), ``hurts``, ``cannot be told from zero``, ``not measured``.
+
+        Holm's step-down over all measured entries: the chance that any sign is claimed where there is none is at
+        most 5%.
+        """
+        alpha, se, dof = self.entries()
+        measured = np.isfinite(alpha)
+        sure = np.zeros(alpha.shape, dtype=bool)
+        tests = zip(alpha[measured], se[measured], dof[measured])
+        sure[measured] = holm(np.array([p_value(*entry) for entry in tests]))
+        words = np.where(sure, np.where(alpha < 0, "helps", "hurts"), "cannot be told from zero")
+        return np.where(measured, words, "not measured").tolist()
 
     def __str__(self) -> str:
-        words, alpha, se = self.signs(), self.alpha, self.se_population
-        head = ["reference \\ domain", *self.domains]
-        body = [
-            [
-                name,
-                *(f"{alpha[q, i]:+.4g} ± {se[q, i]:.2g} ({words[q][i]})" for i in range(len(self.domains))),
+        """The table in plain text."""
+        alpha, se, _ = self.entries()
+        table = [["loss on \\ more of", *self.domains]]
+        for q, (name, words) in enumerate(zip(self.references, self.signs())):
+            cells = [
+                word if word == "not measured" else f"{a:+.3g} ± {s:.2g} {word}"
+                for a, s, word in zip(alpha[q], se[q], words)
             ]
-            for q, name in enumerate(self.references)
-        ]
-        widths = [max(len(row[k]) for row in [head, *body]) for k in range(len(head))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in [head, *body]
-        ]
-        return "\n".join([*lines, f"Units: {self.units}. Standard errors: other rows from the same sources."])
+            table.append([name, *cells])
+        widths = [max(map(len, column)) for column in zip(*table)]
+        lines = ["  ".join(cell.ljust(n) for cell, n in zip(row, widths)).rstrip() for row in table]
+        return "\n".join([*lines, f"in {self.units}"])
 
-    # --- errors ----------------------------------------------------------------------------------------------
+    # --- algebra ---------------------------------------------------------------------------------------------
 
-    def _alpha(self, z: Array) -> Array:
-        mix = np.nan_to_num(self.drawn.z) @ self.v
-        return np.asarray(-self.v * (z - float(self.centred) * mix[:, None]), dtype=float)
+    def _coefficients(self, kind: Kind) -> Array:
+        """(D, 2 D): K of the module's first lines, for one kind of rows; NaN rows where there are none."""
+        if kind == "memorisation":
+            return self._coefficients("unused") - self._coefficients("drawn")
+        D, v = len(self.domains), np.array([self.step_weights[name] for name in self.domains])
+        has = self.moments.rows.reshape(2, D) > 0
+        unused = np.full(D, kind == "unused") | ((kind == "acting") & has[1])
+        K = np.zeros((D, 2, D))
+        K[:, 0] = float(self.centred) * np.outer(v, v)
+        K[range(D), unused.astype(int), range(D)] -= v
+        # a domain outside the mixture has no volume to change in proportion
+        K[~(np.where(unused, has[1], True) & has[0])] = np.nan
+        return K.reshape(D, 2 * D)
 
-    def _each_row(self, rows: Rows, *, subsample: bool) -> tuple[Array, Array]:
-        parts = [self._variance(w, rows, subsample=subsample) for w in np.eye(len(self.references))]
-        return np.sqrt(np.array([part[0] for part in parts])), np.array([part[1] for part in parts])
+    def _estimate(self, w: Array, K: Array, *, subsample: bool = False) -> Estimate:
+        measured = np.asarray(np.isfinite(K).all(1))
+        found = self.moments.combine(w, np.where(measured[:, None], K, 0.0), subsample=subsample)
+        return Estimate(*(np.where(measured, part, np.nan) for part in found))
 
-    def _variance(self, w: Array, rows: Rows, *, subsample: bool) -> tuple[Array, Array]:
-        """(D,) variance of the weighted row and its degrees of freedom."""
-        c, v = float(self.centred), self.v
-        drawn, unused = (
-            np.einsum("q,iqp,p->i", w, kind.covariance, w) * ((1 - kind.fraction) if subsample else 1.0)
-            for kind in (self.drawn, self.unused)
-        )
-        out, freedom = np.full(len(v), np.nan), np.full(len(v), np.nan)
-        has_unused = np.isfinite(self.unused.z).all(0)
-        for i in range(len(v)):
-            own_unused = rows == "unused" or (rows == "acting" and bool(has_unused[i]))
-            kind = self.unused if own_unused else self.drawn
-            if not np.isfinite(kind.z[:, i]).all():
-                continue
-            # the factor of each drawn group's error in alpha_i, then the unused group's
-            factors = -c * v
-            if not own_unused:
-                factors[i] += 1.0
-            parts = [
-                (v[i] ** 2 * f**2 * s, n - 1)
-                for f, s, n in zip(factors, drawn, self.drawn.rows)
-                if f and np.isfinite(s)
-            ]
-            if own_unused:
-                parts.append((v[i] ** 2 * unused[i], self.unused.rows[i] - 1))
-            if not subsample:
-                for q in range(len(w)):
-                    parts.append((w[q] ** 2 * kind.reference_variance[q, i], self.reference_rows[q] - 1))
-            total = math.fsum(part for part, _ in parts)
-            spread = math.fsum(part**2 / max(n, 1) for part, n in parts)
-            out[i], freedom[i] = total, (total**2 / spread if spread > 0 else 1e9)
-        return out, freedom
+    def _weights(self, weights: Mapping[str, float]) -> Array:
+        unknown = sorted(set(weights) - set(self.references))
+        if unknown:
+            raise InputError(
+                f"a weight is given for {unknown[0]!r}, which is not a reference set of the influence matrix",
+                mend=f"the sets are {', '.join(self.references)}",
+            )
+        return np.array([float(weights.get(name, 0.0)) for name in self.references])
 
     # --- files -----------------------------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:
-        """The content of ``influence.json``; NaN is null. See docs/files.md."""
+        """The content of ``influence.json``. Matrices are references by domains, null: not measured or not known.
+
+        What can be computed from ``moments`` is there for readers; `from_json` computes it anew.
+        """
+        acting, drawn, unused = (self.entries(kind) for kind in ("acting", "drawn", "unused"))
+        memorisation, K = self.entries("memorisation"), self._coefficients("acting")
         return {
             "domains": list(self.domains),
             "references": list(self.references),
             "units": self.units,
-            "alpha": _plain(self.alpha),
-            "se_population": _plain(self.se_population),
+            "alpha": _plain(acting.value),
+            "se_population": _plain(acting.se),
             "se_subsample": _plain(self.se_subsample),
-            "dof": _plain(self.dof),
-            "alpha_drawn": _plain(self.alpha_drawn),
-            "se_population_drawn": _plain(self._each_row("drawn", subsample=False)[0]),
-            "alpha_unused": _plain(self.alpha_unused),
-            "memorisation": _plain(self.memorisation),
+            "dof": _plain(acting.dof),
+            "signs": self.signs(),
+            "covariance": _plain(self.covariance()),
+            "alpha_drawn": _plain(drawn.value),
+            "se_population_drawn": _plain(drawn.se),
+            "alpha_unused": _plain(unused.value),
+            "se_population_unused": _plain(unused.se),
+            "memorisation": _plain(memorisation.value),
+            "se_memorisation": _plain(memorisation.se),
             "centred": self.centred,
-            "step_weights": dict(zip(self.domains, self.v.tolist())),
+            "step_weights": dict(self.step_weights),
             **self.facts,
             "losses": dict(self.losses),
-            "layers": [{"name": name, "alpha": _plain(part)} for name, part in self.layers.items()],
+            "layers": [{"name": name, "alpha": _plain(part @ K.T)} for name, part in self.layers.items()],
             "warnings": list(self.warnings),
-            "measured": {
-                "reference_rows": self.reference_rows.tolist(),
-                **{
-                    kind: {key: _plain(getattr(dots, key)) for key in Dots.__dataclass_fields__}
-                    for kind, dots in (("drawn", self.drawn), ("unused", self.unused))
-                },
+            "moments": {
+                **self.moments.to_json(),
+                "layers": {name: part.tolist() for name, part in self.layers.items()},
             },
         }
 
@@ -266,59 +245,42 @@ class InfluenceMatrix:
         """The inverse of `to_json`.
 
         Raises:
-            InputError: a key is missing.
+            InputError: it is something else.
         """
         try:
-            measured = data["measured"]
-            derived = {
-                "domains", "references", "units", "alpha", "se_population", "se_subsample", "dof", "alpha_drawn",
-                "se_population_drawn", "alpha_unused", "memorisation", "centred", "step_weights", "losses",
-                "layers", "warnings", "measured",
-            }  # fmt: skip
-            return cls(
+            found = cls(
                 domains=tuple(data["domains"]),
                 references=tuple(data["references"]),
-                v=np.array([data["step_weights"][name] for name in data["domains"]], dtype=float),
+                step_weights=dict(data["step_weights"]),
                 centred=bool(data["centred"]),
-                drawn=_dots(measured["drawn"]),
-                unused=_dots(measured["unused"]),
-                reference_rows=np.array(measured["reference_rows"], dtype=float),
-                layers={layer["name"]: _array(layer["alpha"]) for layer in data["layers"]},
+                moments=Moments.from_json(data["moments"]),
+                layers={name: np.array(part) for name, part in data["moments"]["layers"].items()},
                 losses=dict(data["losses"]),
-                facts={key: value for key, value in data.items() if key not in derived},
+                facts={},
                 warnings=tuple(data["warnings"]),
             )
-        except (KeyError, TypeError) as error:
-            raise InputError(f"this is not an influence matrix: {error} is missing or wrong") from error
+            own = found.to_json()
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"not an influence matrix: {type(error).__name__} {error}") from error
+        return replace(found, facts={key: value for key, value in data.items() if key not in own})
 
     def write(self, path: Path) -> None:
         """Write ``influence.json``."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> InfluenceMatrix:
-        """Read ``influence.json``.
+        """Read what `write` wrote.
 
         Raises:
-            InputError: absent, not JSON, or not an influence matrix.
+            InputError: missing, or something else.
         """
         try:
             return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
-            raise InputError(f"cannot read an influence matrix: {error}", where=str(path)) from error
-
-
-def _dots(data: Mapping[str, Any]) -> Dots:
-    return Dots(**{key: _array(data[key]) for key in Dots.__dataclass_fields__})
+            raise InputError(f"not an influence matrix: {error}", where=str(path)) from error
 
 
 def _plain(values: Array) -> Any:
-    """Nested lists with null for what is not finite."""
-    if values.ndim == 0:
-        return float(values) if np.isfinite(values) else None
-    return [_plain(part) for part in values]
-
-
-def _array(values: Any) -> Array:
-    return np.array(values, dtype=float)  # None becomes NaN
+    """Nested lists; null for what is not finite."""
+    return np.where(np.isfinite(values), values, np.array(None, dtype=object)).tolist()

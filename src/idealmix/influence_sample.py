@@ -1,0 +1,116 @@
+"""Which rows the influence is measured on.
+
+Flows in: a mixture, pools, the fraction to measure. Flows out: a `Sample` of a domain's drawn rows, of its unused rows,
+or of a whole reference set, in batches. Which rows are chosen follows from the seed, the set's name and the row ids.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from idealmix.curvature import Batch, make_batches
+from idealmix.data.seeding import seeded_order
+from idealmix.errors import InputError
+
+if TYPE_CHECKING:
+    from idealmix.data.pools import Pool
+
+# A domain's sample is never smaller than this many rows (or all that it has): errors from fewer mean little.
+LEAST_ROWS = 16
+# A set of fewer rows gets a warning.
+FEW_ROWS = 10
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A set's measured rows.
+
+    Attributes:
+        name: the set's, for messages.
+        batches: a row's weight is its repetitions over `fraction`, so that a sampled mixture keeps its shares.
+        rows: how many; may be 0.
+        fraction: their share of all the set's rows.
+        tokens: of these rows, each once: what one pass reads.
+    """
+
+    name: str
+    batches: list[Batch]
+    rows: int
+    fraction: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Takes samples.
+
+    Attributes:
+        fraction: of a domain's rows to measure.
+        batch_tokens: padded tokens of a batch.
+        seed: of the choice.
+    """
+
+    fraction: float
+    batch_tokens: int
+    seed: int
+
+    def drawn(self, name: str, pool: Pool, row_ids: Sequence[str]) -> Sample:
+        """Of the distinct rows of the mixture, with their repetitions.
+
+        Raises:
+            InputError: a row is not in the pool.
+        """
+        lost = [row for row in row_ids if row not in pool.index]
+        if lost:
+            raise InputError(
+                f"row {lost[0]!r} of the mixture is not in the pool of {name!r}",
+                where="mixture",
+                mend="the data changed since the mixture was drawn",
+            )
+        rows = {pool.index[row]: times for row, times in Counter(row_ids).items()}
+        return self._chosen(name, "drawn rows", pool, rows, base=len(rows))
+
+    def unused(self, name: str, pool: Pool, row_ids: Sequence[str]) -> Sample:
+        """Of the rows outside the mixture; from no more of them than were drawn, however large the pool.
+
+        As many serve as well, and the time of a measurement should follow the mixture's size. A domain outside the
+        mixture has no influence to measure: its sample is empty.
+        """
+        used = set(row_ids)
+        rows = {i: 1 for i, row in enumerate(pool.ids) if used and row not in used}
+        return self._chosen(name, "unused rows", pool, rows, base=min(len(rows), len(used)))
+
+    def whole(self, name: str, pool: Pool) -> Sample:
+        """Every row, once."""
+        return self._batched(name, name, pool, {i: 1 for i in range(len(pool))}, 1.0)
+
+    def _chosen(self, domain: str, kind: str, pool: Pool, rows: Mapping[int, int], base: int) -> Sample:
+        size = min(len(rows), max(math.ceil(self.fraction * base), LEAST_ROWS))
+        every = sorted(rows)
+        order = seeded_order([pool.ids[i] for i in every], self.seed, "influence", domain)
+        chosen = {every[k]: rows[every[k]] for k in sorted(order[:size])}
+        fraction = size / len(rows) if rows else 1.0
+        return self._batched(f"{domain}, {kind}", domain, pool, chosen, fraction)
+
+    def _batched(
+        self, name: str, prefix: str, pool: Pool, rows: Mapping[int, int], fraction: float
+    ) -> Sample:
+        listed = []
+        for i, times in rows.items():
+            row = pool.row(i)
+            # sampled labels are keyed by this id, and two domains may use the same one
+            listed.append((f"{prefix}/{row.id}", row.input_ids, row.labels, times / fraction))
+        tokens = sum(len(ids) for _, ids, _, _ in listed)
+        return Sample(name, make_batches(listed, self.batch_tokens), len(listed), fraction, tokens)
+
+
+def small_samples(samples: Sequence[Sample]) -> Iterator[str]:
+    """Warnings about sets of few rows."""
+    for sample in samples:
+        if 0 < sample.rows < FEW_ROWS:
+            rows = f"{sample.rows} row" if sample.rows == 1 else f"{sample.rows} rows"
+            yield f"{sample.name}: {rows} measured, so the errors are uncertain themselves"

@@ -1,0 +1,145 @@
+"""From the rows' dot products to means, and to how sure they are.
+
+Flows in: for each row its dot products with the responses of the other side's mean gradients. Flows out: `Moments`,
+from which the whole influence matrix and all its errors follow linearly. Pure numpy.
+
+Each mean is a ratio of two sums over rows, r = sum w x / sum w t (x a row's product, t its supervised tokens, w its
+repetitions). Rows are the independent draws, not tokens: to first order a row adds e = w (x - r t) / sum w t to the
+error of r, so Cov r = N/(N-1) sum e e' (the linearised ratio estimator; Cochran, Sampling Techniques, 3rd ed., eq. 6.13).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+class Rows(NamedTuple):
+    """One set's measured rows.
+
+    products: (N, K), <g_n, R gbar_k> for the K sets of the other side; nats^2, not multiplied by weights.
+    supervised: (N,), supervised tokens. weights: (N,), repetitions. fraction: share of all the set's rows.
+    """
+
+    products: Array
+    supervised: Array
+    weights: Array
+    fraction: float = 1.0
+
+
+class Estimate(NamedTuple):
+    """Figures, their standard errors and the errors' degrees of freedom (Satterthwaite 1946); one shape."""
+
+    value: Array
+    se: Array
+    dof: Array
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Means of products of gradients, between Q reference sets and S sets of training rows, with their errors.
+
+    Attributes:
+        mean: (Q, S), gbar_q' R gbar_s; 0 where s has no rows.
+        training: (S, Q, Q), covariance of mean[:, s] over its rows; 0 where it cannot be known (one row).
+        reference: (Q, S, S), covariance of mean[q, :] over the rows of q; the same.
+        rows: (S,), measured rows of each training set.
+        fraction: (S,), their share of all rows of the set.
+        reference_rows: (Q,), rows of each reference set.
+    """
+
+    mean: Array
+    training: Array
+    reference: Array
+    rows: Array
+    fraction: Array
+    reference_rows: Array
+
+    @classmethod
+    def of(cls, training: Sequence[Rows | None], references: Sequence[Rows]) -> Moments:
+        """From rows.
+
+        Args:
+            training: S sets, products with the R gbar_q of the Q reference sets; None: no rows.
+            references: Q sets, products with the R gbar_s of the S training sets (anything where s has no rows).
+        """
+        Q, S = len(references), len(training)
+        mean, covariance = np.zeros((Q, S)), np.zeros((S, Q, Q))
+        empty = np.array([rows is None for rows in training])
+        for s, rows in enumerate(training):
+            if rows is not None:
+                mean[:, s], covariance[s] = _ratio(rows)
+        reference = np.array([_ratio(rows)[1] for rows in references])
+        reference[:, empty, :] = reference[:, :, empty] = 0.0
+        return cls(
+            mean=mean,
+            training=covariance,
+            reference=reference,
+            rows=np.array([0.0 if rows is None else float(len(rows.weights)) for rows in training]),
+            fraction=np.array([1.0 if rows is None else rows.fraction for rows in training]),
+            reference_rows=np.array([float(len(rows.weights)) for rows in references]),
+        )
+
+    def combine(self, w: Array, K: Array, *, subsample: bool = False) -> Estimate:
+        """``sum_q sum_s w_q K[i, s] mean[q, s]`` for every row i of K.
+
+        Args:
+            w: (Q,), weights of the reference sets.
+            K: (I, S), coefficients of the training sets.
+            subsample: only the error of having measured a sample of the training rows (finite population: 0 where
+                all were measured); else that of other rows from the same sources, on both sides.
+
+        Both factors of a product carry noise, and each side's error is computed with the other's noise in it: the
+        part that is the product of both noises is counted twice, which errs on the safe side.
+        """
+        by_training = K**2 * np.einsum("q,sqp,p->s", w, self.training, w)
+        by_training = _or_unknown(by_training, (K != 0) & (self.rows == 1) & bool(np.any(w)))
+        by_reference = w**2 * np.einsum("is,qst,it->iq", K, self.reference, K)
+        by_reference = _or_unknown(
+            by_reference, (np.abs(K).sum(1, keepdims=True) * w != 0) & (self.reference_rows == 1)
+        )
+        dofs = np.concatenate([self.rows, self.reference_rows]) - 1
+        if subsample:
+            left = 1 - self.fraction
+            by_training = np.where(left > 0, by_training * np.where(left > 0, left, 1.0), 0.0)
+            by_reference = np.zeros_like(by_reference)
+        parts = np.concatenate([by_training, by_reference], 1)
+        return Estimate(K @ (self.mean.T @ w), np.sqrt(parts.sum(1)), _satterthwaite(parts, dofs))
+
+    def to_json(self) -> dict[str, Any]:
+        """Nested lists by attribute."""
+        return {each.name: getattr(self, each.name).tolist() for each in fields(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Moments:
+        """The inverse of `to_json`, exact to the last bit."""
+        return cls(**{each.name: np.array(data[each.name], dtype=float) for each in fields(cls)})
+
+
+def _ratio(rows: Rows) -> tuple[Array, Array]:
+    """(K,) means per supervised token and their (K, K) covariance."""
+    tokens = rows.weights * rows.supervised
+    mean = rows.weights @ rows.products / tokens.sum()
+    errors = (rows.weights[:, None] * rows.products - tokens[:, None] * mean) / tokens.sum()
+    n = len(errors)
+    return mean, errors.T @ errors * (n / (n - 1) if n > 1 else 0.0)
+
+
+def _or_unknown(variances: Array, unknown: NDArray[np.bool_]) -> Array:
+    return np.where(unknown, np.inf, variances)
+
+
+def _satterthwaite(variances: Array, dofs: Array) -> Array:
+    """(I,) degrees of freedom of sums of independent variances (I, P); 1 where one is unknown."""
+    known = np.asarray(np.isfinite(variances).all(1))
+    finite = np.where(known[:, None], variances, 0.0)
+    spread = (finite**2 / np.maximum(dofs, 1)).sum(1)
+    exact = np.maximum(dofs, 0).sum()  # nothing varies: any number serves
+    found = np.divide(finite.sum(1) ** 2, spread, out=np.full(len(finite), exact), where=spread > 0)
+    return np.where(known, found, 1.0)
