@@ -124,6 +124,10 @@ class Collector:
         """(B, L) bool: the positions that count. Pads never do; prompts always do."""
         return batch.real
 
+    def supervised(self, batch: Batch, targets: Tensor) -> Tensor:
+        """(B, L) bool: the positions whose loss counts, with sampled labels as with the data's own."""
+        return (targets != IGNORED) & batch.real
+
 
 class _Pass:
     """One batch's forward and backward."""
@@ -179,7 +183,7 @@ class _Pass:
         """Summed loss of each row, and where it is supervised."""
         batch = self._batch
         targets = self._of.task.targets(batch)
-        supervised = (targets != IGNORED) & batch.real
+        supervised = self._of.supervised(batch, targets)
         scores = logits[supervised]
         scores = scores.to(wide(scores.dtype))
         chosen = targets[supervised]
