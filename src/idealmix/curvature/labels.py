@@ -34,7 +34,8 @@ def uniforms(seed: int, row_ids: Sequence[str], rows: np.ndarray, positions: np.
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         x = x ^ (x >> np.uint64(31))
-    return ((x >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    # 52 bits: one more would round the largest to 1
+    return ((x >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
 
 def sample(logits: Tensor, uniform: Tensor) -> Tensor:
