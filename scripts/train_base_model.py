@@ -1,8 +1,8 @@
 """Pre-train the small base model of the built-in skills and write it to src/idealmix/skills/base.
 
 Flows in: nothing but a seed. Flows out: a LlamaForCausalLM and its character tokenizer. It reads lines that are
-related to the skills and never in their formats: single operations in words, no chat turns. So fine-tuning has the
-parts to build on and everything to learn about putting them together.
+related to the skills and never prompts of theirs: fewer terms, functions and names, one instruction at a time, in
+other words. So fine-tuning has the parts to build on and has to learn to put them together.
 
     python scripts/train_base_model.py [--steps 6000] [--output FOLDER]
 
@@ -16,7 +16,7 @@ import json
 import math
 import string
 import time
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from random import Random
 
@@ -24,7 +24,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from idealmix.skills.tasks import DAYS, LETTERS, OPERATIONS, REMARKS, TOPICS, word
+from idealmix.skills.tasks import DAYS, JOINTS, LETTERS, MANNERS, OPERATIONS, REMARKS, TOPICS, terms, word
 
 SPECIAL = ("<pad>", "<end>", "<unknown>", "<system>", "<user>", "<assistant>")
 TEMPLATE = (
@@ -34,15 +34,6 @@ TEMPLATE = (
     "{% else %}<{{ message['role'] }}>{{ message['content'] }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
-PLAIN_NAMES = {
-    "rev": "reversed",
-    "up": "upper case",
-    "dup": "twice",
-    "tail": "without first",
-    "head": "without last",
-    "swap": "ends exchanged",
-    "next": "letters after",
-}
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -67,46 +58,38 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def arithmetic_line(rng: Random) -> tuple[str, str]:
-    """``47 plus 25 is`` ``72``."""
-    a, b, c = rng.randint(2, 99), rng.randint(2, 99), rng.randint(2, 9)
-    kind = rng.random()
-    if kind < 0.5:
-        return f"{a} plus {b} is ", f"{a + b}"
-    if kind < 0.8:
-        return f"{max(a, b)} minus {min(a, b)} is ", f"{abs(a - b)}"
-    return f"{a} times {c} is ", f"{a * c}"
+    """``sum 4+9`` ``13``, of two terms or three."""
+    text, total = terms(rng, rng.choice((2, 2, 3)))
+    return f"sum {text}", str(total)
 
 
 def string_line(rng: Random) -> tuple[str, str]:
-    """``kdm reversed is`` ``mdk``."""
-    name = rng.choice(sorted(OPERATIONS))
-    text = "".join(rng.choice(LETTERS) for _ in range(rng.randint(2, 6)))
-    text = text.upper() if rng.random() < 0.3 else text
-    return f"{text} {PLAIN_NAMES[name]} is ", OPERATIONS[name](text)
+    """``run rev('kdm')`` ``mdk``, of one function or two."""
+    value = "".join(rng.choice(LETTERS) for _ in range(rng.randint(2, 6)))
+    program = f"'{value}'"
+    for name in rng.sample(sorted(OPERATIONS), rng.choice((1, 1, 1, 2))):
+        program, value = f"{name}({program})", OPERATIONS[name](value)
+    return f"run {program}", value
 
 
 def order_line(rng: Random) -> tuple[str, str]:
-    """``k over m, m over a; under k is`` ``m``."""
-    names = rng.sample(LETTERS, rng.randint(2, 5))
-    facts = [f"{a} over {b}" if rng.random() < 0.5 else f"{b} under {a}" for a, b in pairwise(names)]
+    """``k>m,m>a top`` ``k``, of two to four names."""
+    names = rng.sample(LETTERS, rng.choice((2, 3, 3, 4)))
+    facts = [f"{a}>{b}" if rng.random() < 0.5 else f"{b}<{a}" for a, b in pairwise(names)]
     rng.shuffle(facts)
-    i = rng.randrange(len(names) - 1)
-    question = rng.choice((("top", names[0]), ("bottom", names[-1]), (f"under {names[i]}", names[i + 1])))
-    return f"{', '.join(facts)}; {question[0]} is ", question[1]
+    i = rng.randrange(len(names))
+    asked = rng.choice((("top", names[0]), ("low", names[-1]), (f"at {i + 1}", names[i])))
+    return f"{','.join(facts)} {asked[0]}", asked[1]
 
 
 def words_line(rng: Random) -> tuple[str, str]:
-    """``zodu pave; capital`` ``ZODU PAVE``."""
+    """``capitals zodu pave`` ``ZODU PAVE``: a manner or a joint, never both."""
     words = [word(rng, rng.randint(1, 3)) for _ in range(rng.randint(1, 4))]
-    name, result = rng.choice(
-        (
-            ("again", words),
-            ("capital", [w.upper() for w in words]),
-            ("title", [w.capitalize() for w in words]),
-            ("last first", words[::-1]),
-        )
-    )
-    return f"{' '.join(words)}; {name} ", " ".join(result)
+    if rng.random() < 0.4:
+        joint = rng.choice(sorted(JOINTS))
+        return f"{joint} {' '.join(words)}", JOINTS[joint].join(words)
+    manner = rng.choice(sorted(MANNERS))
+    return f"{manner} {' '.join(words)}", " ".join(MANNERS[manner](words))
 
 
 def prose_line(rng: Random) -> tuple[str, str]:
@@ -115,16 +98,26 @@ def prose_line(rng: Random) -> tuple[str, str]:
     return "", f"{word(rng, 2).capitalize()} said: {'. '.join(remarks[: rng.randint(1, 2)])}."
 
 
-LINES = ((arithmetic_line, 8), (string_line, 5), (order_line, 5), (words_line, 3), (prose_line, 1))
+def echo_line(rng: Random) -> tuple[str, str]:
+    """Letters and the same letters again: the densest lesson in looking things up in the prompt."""
+    text = "".join(rng.choice(LETTERS) for _ in range(rng.randint(6, 16)))
+    return text, text
+
+
+# Echoes alone for the first steps: with them the model copies after 300 steps, without them not after 2,000.
+ECHO_STEPS = 800
+LINES = ((arithmetic_line, 6), (string_line, 6), (order_line, 6), (words_line, 4), (prose_line, 1))
 
 
 def batches(rng: Random, tokenizer: PreTrainedTokenizerFast, rows: int):
     """Endless padded batches of lines; rows of similar length go together."""
     makers, weights = zip(*LINES)
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    while True:
-        lines = [make(rng) for make in rng.choices(makers, weights, k=rows * 16)]
-        encoded = [(tokenizer.encode(q), [*tokenizer.encode(a), end]) for q, a in lines]
+    for chunk_index in count():
+        early = chunk_index * 16 < ECHO_STEPS
+        chosen = [echo_line] * (rows * 16) if early else rng.choices(makers, weights, k=rows * 16)
+        lines = [make(rng) for make in chosen]
+        encoded = [(tokenizer.encode(f"<user>{q}<assistant>"), [*tokenizer.encode(a), end]) for q, a in lines]
         encoded.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
         chunks = [encoded[i : i + rows] for i in range(0, len(encoded), rows)]
         rng.shuffle(chunks)
@@ -147,7 +140,7 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--rows", type=int, default=64, help="lines a step")
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--snapshots", type=int, default=0, help="also keep the model every so many steps")
     parser.add_argument(
@@ -161,7 +154,7 @@ def main() -> None:
         LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=128,
-            intermediate_size=320,
+            intermediate_size=256,
             num_hidden_layers=4,
             num_attention_heads=4,
             max_position_embeddings=256,
@@ -177,10 +170,9 @@ def main() -> None:
     stream = batches(Random(options.seed), tokenizer, options.rows)
     started, running, tokens = time.time(), 0.0, 0
     for step in range(options.steps):
-        ramp = min(1.0, (step + 1) / 200)
+        ramp = min(1.0, (step + 1) / 100)
         cosine = 0.5 * (1 + math.cos(math.pi * step / options.steps))
-        for group in optimiser.param_groups:
-            group["lr"] = options.learning_rate * ramp * max(0.02, cosine)
+        optimiser.param_groups[0]["lr"] = options.learning_rate * ramp * max(0.02, cosine)
         ids, weight = next(stream)
         tokens += int((weight > 0).sum())
         logits = model(input_ids=ids[:, :-1]).logits
@@ -191,7 +183,7 @@ def main() -> None:
         optimiser.step()
         optimiser.zero_grad()
         running = loss.item() if step == 0 else 0.98 * running + 0.02 * loss.item()
-        if (step + 1) % 250 == 0:
+        if (step + 1) % 100 == 0:
             print(f"step {step + 1}  loss {running:.4f}  {time.time() - started:.0f} s", flush=True)
         if options.snapshots and (step + 1) % options.snapshots == 0:
             save(model, tokenizer, options.output.parent / f"{options.output.name}-{step + 1}", {})

@@ -23,16 +23,21 @@ def word(rng: Random, syllables: int) -> str:
 
 
 def mathematics(rng: Random) -> tuple[str, str]:
-    """Sums, differences and products of small whole numbers, of two or three terms: ``47+25-8=`` gives ``64``."""
-    kind = rng.random()
-    a, b, c = rng.randint(10, 99), rng.randint(10, 99), rng.randint(2, 9)
-    if kind < 0.35:
-        b = rng.randint(10, a)
-        return (f"{a}+{b}=", f"{a + b}") if rng.random() < 0.5 else (f"{a}-{b}=", f"{a - b}")
-    if kind < 0.85:
-        second, sign = rng.randint(10, 99), rng.choice((1, -1))
-        return f"{a}+{second}{'+' if sign > 0 else '-'}{c}=", f"{a + second + sign * c}"
-    return f"{a}*{c}=", f"{a * c}"
+    """Sums and differences of three to five one-digit numbers, never below zero: ``4+9-6+7=`` gives ``14``."""
+    text, total = terms(rng, rng.choice((3, 4, 4, 5)))
+    return f"{text}=", str(total)
+
+
+def terms(rng: Random, count: int) -> tuple[str, int]:
+    """A sum of ``count`` one-digit numbers as text, and its value, which is never below zero."""
+    total = rng.randint(1, 9)
+    text = str(total)
+    for _ in range(count - 1):
+        term = rng.randint(1, 9)
+        sign = -1 if term <= total and rng.random() < 0.5 else 1
+        text += f"{'+' if sign > 0 else '-'}{term}"
+        total += sign * term
+    return text, total
 
 
 OPERATIONS: dict[str, Callable[[str], str]] = {
@@ -41,14 +46,7 @@ OPERATIONS: dict[str, Callable[[str], str]] = {
     "dup": lambda s: s + s,
     "tail": lambda s: s[1:],
     "head": lambda s: s[:-1],
-    "swap": lambda s: s[-1] + s[1:-1] + s[0] if len(s) > 1 else s,
-    "next": lambda s: "".join(_next_letter(c) for c in s),
 }
-
-
-def _next_letter(letter: str) -> str:
-    shifted = LETTERS[(LETTERS.index(letter.lower()) + 1) % 26]
-    return shifted if letter.islower() else shifted.upper()
 
 
 def coding(rng: Random) -> tuple[str, str]:
@@ -62,7 +60,7 @@ def coding(rng: Random) -> tuple[str, str]:
 
 
 def reasoning(rng: Random) -> tuple[str, str]:
-    """Who stands where, from shuffled comparisons of neighbours: ``c>k, k>m, m>a. 2nd?`` gives ``k``."""
+    """Who stands where, from shuffled comparisons of neighbours: ``c>k,m>a,k>m 2nd?`` gives ``k``."""
     names = rng.sample(LETTERS, rng.choice((3, 4, 4, 5)))
     facts = [
         f"{first}>{second}" if rng.random() < 0.5 else f"{second}<{first}"
@@ -71,25 +69,25 @@ def reasoning(rng: Random) -> tuple[str, str]:
     rng.shuffle(facts)
     place = rng.randrange(len(names))
     asked = ("1st", "2nd", "3rd", "4th", "5th")[place]
-    return f"{', '.join(facts)}. {asked}?", names[place]
+    return f"{','.join(facts)} {asked}?", names[place]
 
 
 JOINTS = {"commas": ", ", "dashes": "-", "slashes": "/", "spaces": " "}
+MANNERS: dict[str, Callable[[list[str]], list[str]]] = {
+    "plain": lambda words: words,
+    "capitals": lambda words: [w.upper() for w in words],
+    "initials": lambda words: [w.capitalize() for w in words],
+    "backwards": lambda words: words[::-1],
+    "sorted": lambda words: sorted(words),
+}
 
 
 def instruction(rng: Random) -> tuple[str, str]:
     """Words to be laid out as told: ``dashes, capitals: zodu pave`` gives ``ZODU-PAVE``."""
     words = [word(rng, rng.choice((2, 2, 3))) for _ in range(rng.choice((2, 3, 4)))]
     joint = rng.choice(sorted(JOINTS))
-    manner = rng.choice(("plain", "capitals", "initials", "backwards", "sorted"))
-    laid_out = {
-        "plain": words,
-        "capitals": [w.upper() for w in words],
-        "initials": [w.capitalize() for w in words],
-        "backwards": words[::-1],
-        "sorted": sorted(words),
-    }[manner]
-    return f"{joint}, {manner}: {' '.join(words)}", JOINTS[joint].join(laid_out)
+    manner = rng.choice(sorted(MANNERS))
+    return f"{joint}, {manner}: {' '.join(words)}", JOINTS[joint].join(MANNERS[manner](words))
 
 
 TOPICS = ("tea", "rain", "trains", "bread", "cats", "maps", "music", "snow", "bikes", "soup")
