@@ -7,18 +7,14 @@ and its report: nothing is dropped, cut or left out without being counted there.
 from __future__ import annotations
 
 import hashlib
-import tempfile
-import weakref
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from idealmix import config
@@ -26,24 +22,12 @@ from idealmix.data.conversation import Conversation
 from idealmix.data.formats import Reading
 from idealmix.data.leaks import check_leaks as check_leaks
 from idealmix.data.seeding import seeded_order
+from idealmix.data.store import Store
 from idealmix.data.tokenise import Encoder
 from idealmix.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-_SCHEMA = pa.schema(
-    {
-        "id": pa.string(),
-        "conversation": pa.string(),
-        "input_ids": pa.list_(pa.int32()),
-        "labels": pa.list_(pa.int32()),
-        "supervised": pa.int32(),
-        "prompt_key": pa.string(),
-        "digest": pa.string(),
-    }
-)
-_BATCH = 1000
 
 
 @dataclass(frozen=True)
@@ -98,9 +82,9 @@ class Pool:
         supervised: (N,) int64, labels of each row at positions >= 1: what a loss counts.
     """
 
-    def __init__(self, name: str, data: Dataset, report: Report) -> None:
+    def __init__(self, name: str, data: Dataset, report: Report, store: Store | None) -> None:
         self.name, self.report = name, report
-        self._data = data
+        self._data, self._store = data, store
         self._tokenised = data.select_columns(["id", "input_ids", "labels"])
         self._written = data.select_columns(["id", "conversation"])
         self.ids: list[str] = self._column("id")
@@ -110,6 +94,10 @@ class Pool:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a copy in another process maps the same file, which stays this process's to remove
+        return {**self.__dict__, "_store": None}
 
     def row(self, number: int) -> Row:
         """The tokenised row at a position."""
@@ -138,7 +126,7 @@ class Pool:
     def subset(self, indices: ArrayLike, name: str | None = None) -> Pool:
         """The rows at `indices` (unique), in that order, on the same file."""
         chosen = np.asarray(indices, np.int64)
-        return Pool(name or self.name, self._data.select(chosen), self.report)
+        return Pool(name or self.name, self._data.select(chosen), self.report, self._store)
 
     def _column(self, name: str) -> list[Any]:
         return self._data.select_columns([name])[:][name]
@@ -147,7 +135,7 @@ class Pool:
         ids = self._data.select_columns(["input_ids"]).with_format("arrow")
         parts = [
             batch["input_ids"].combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
-            for batch in ids.iter(_BATCH)
+            for batch in ids.iter(1000)
         ]
         return np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64)
 
@@ -164,7 +152,7 @@ def load_pool(name: str, source: config.Source, encoder: Encoder, *, seed: int) 
     """
     reading, report, known = Reading(source), Report(source.path), len(encoder.warnings)
     chosen = _sample(name, reading, source.rows, seed) if source.rows else None
-    data = _stored(_records(name, reading, encoder, chosen, report))
+    store = Store(_records(name, reading, encoder, chosen, report))
     report.files = {str(path): _file_digest(path) for path in reading.files}
     report.unused_columns = sorted(reading.unused)
     if not report.kept:
@@ -173,7 +161,7 @@ def load_pool(name: str, source: config.Source, encoder: Encoder, *, seed: int) 
             where=f"{name} ({source.path})",
             mend="raise training.max_length, or shorten the prompts",
         )
-    pool = Pool(name, data, report)
+    pool = Pool(name, store.data, report, store)
     report.repeated_prompts = len(pool) - len(set(pool.prompt_keys))
     raw = reading.shapes["text"]
     report.warnings = [
@@ -244,21 +232,6 @@ def _records(
             "digest": hashlib.sha256(f"{conversation.id}\0{text}\0".encode() + tokens).hexdigest()[:32],
         }
     report.dropped = dict(dropped)
-
-
-def _stored(records: Iterator[dict[str, Any]]) -> Dataset:
-    """The records in an Arrow file that is mapped, not loaded; it goes when the last pool on it goes."""
-    from datasets import Dataset
-
-    folder = tempfile.TemporaryDirectory(prefix="idealmix-", ignore_cleanup_errors=True)
-    path = Path(folder.name) / "pool.arrow"
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
-        while batch := list(islice(records, _BATCH)):
-            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=_SCHEMA))
-    data = Dataset.from_file(str(path))
-    # the finaliser holds the folder as long as the mapped table is in use, by this pool or a subset
-    weakref.finalize(data.data.table, folder.cleanup)
-    return data
 
 
 def _file_digest(path: Path) -> str:

@@ -11,14 +11,14 @@ up to and with it ends. Three real templates make that harder, and are handled:
   where the two part;
 * something stands at the end of every rendering (Phi-3's end-of-text), or the last turn is rendered differently
   from earlier ones (Qwen3's empty think block): the turn's end is found by exchanging its content for a
-  placeholder, which leaves the same tail in both;
+  placeholder, which leaves the same tail in both (gpt-oss closes the last turn by a token of its own);
 * prefixes are refused, or rendered differently once more turns follow (a system text that moves to the last user
   turn): the turn's beginning is found by the same exchange.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,11 +30,14 @@ Messages = Sequence[dict[str, Any]]
 Tokens = Callable[[Messages, bool], list[int]]
 
 
-def assistant_spans(ids: list[int], messages: Messages, tokens: Tokens) -> list[tuple[int, int]]:
+def assistant_spans(
+    ids: list[int], messages: Messages, tokens: Tokens, control: Container[int]
+) -> list[tuple[int, int]]:
     """Half-open token spans of the assistant's turns, in order.
 
     Args:
         ids: ``tokens(messages, False)``.
+        control: the tokens that only a template writes.
 
     Raises:
         InputError: the template leaves a turn out, or refuses what is needed to find it.
@@ -42,7 +45,8 @@ def assistant_spans(ids: list[int], messages: Messages, tokens: Tokens) -> list[
     spans: list[tuple[int, int]] = []
     for turn, message in enumerate(messages):
         if message["role"] == "assistant":
-            start, end = _start(ids, messages, turn, tokens), _end(ids, messages, turn, tokens)
+            start = _start(ids, messages, turn, tokens)
+            end = _end(ids, messages, turn, tokens, control)
             if not (spans[-1][1] if spans else 0) <= start < end:
                 raise InputError(
                     f"the chat template does not let message {turn + 1} be told apart from the others",
@@ -53,19 +57,23 @@ def assistant_spans(ids: list[int], messages: Messages, tokens: Tokens) -> list[
 
 
 def _start(ids: list[int], messages: Messages, turn: int, tokens: Tokens) -> int:
+    said = None
     if turn > 0:
         try:
             prompt = tokens(messages[:turn], True)
             shared = common_prefix(ids, prompt)
-            # Parting inside of the generation prompt is harmless; parting in the history is not.
-            if shared == len(prompt) or shared >= common_prefix(tokens(messages[:turn], False), prompt) > 0:
+            if shared == len(prompt):
                 return shared
+            # Parting inside of the generation prompt is harmless; parting in the history is not.
+            said = shared if shared >= common_prefix(tokens(messages[:turn], False), prompt) > 0 else None
         except InputError:
             pass  # the template refuses a conversation that ends there
-    return common_prefix(ids, tokens(_exchanged(messages, turn), False))
+    exchanged = common_prefix(ids, tokens(_exchanged(messages, turn), False))
+    # a content that happens to begin as the rest of the generation prompt does still belongs to the turn
+    return exchanged if said is None else min(said, exchanged)
 
 
-def _end(ids: list[int], messages: Messages, turn: int, tokens: Tokens) -> int:
+def _end(ids: list[int], messages: Messages, turn: int, tokens: Tokens, control: Container[int]) -> int:
     if turn == len(messages) - 1:
         return len(ids)
     upto = messages[: turn + 1]
@@ -75,7 +83,10 @@ def _end(ids: list[int], messages: Messages, turn: int, tokens: Tokens) -> int:
     # Both exchanges leave the same tail: once with what follows, once with the turn's closing alone.
     said = len(ids) - _common_suffix(ids, tokens(_exchanged(messages, turn), False))
     closing = closed[len(closed) - _common_suffix(closed, tokens(_exchanged(upto, turn), False)) :]
-    return said + common_prefix(ids[said:], closing)
+    same = common_prefix(ids[said:], closing)
+    if not same and closing and closing[0] in control and said < len(ids) and ids[said] in control:
+        return said + 1  # a last turn is closed by another control token than this one
+    return said + same
 
 
 def _exchanged(messages: Messages, turn: int) -> list[dict[str, Any]]:

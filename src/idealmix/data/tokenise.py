@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from idealmix.data.conversation import Conversation
@@ -87,7 +88,6 @@ class Encoder:
         }
         self._blank: dict[int, bool] = {}
         self._seen: set[Any] = set()
-        self._closing: set[int] | None = None
 
     def encode(self, conversation: Conversation) -> Encoded:
         """One row.
@@ -117,7 +117,9 @@ class Encoder:
         messages, tools = conversation.messages, conversation.tools
         ids = self._tokens(messages, tools, False)
         self._require_shown(ids, conversation)
-        spans = assistant_spans(ids, messages, lambda some, prompt: self._tokens(some, tools, prompt))
+        spans = assistant_spans(
+            ids, messages, lambda some, prompt: self._tokens(some, tools, prompt), self._control
+        )
         return ids, [(start, self._without_blank_tail(ids, start, end)) for start, end in spans]
 
     def _marked(self, conversation: Conversation) -> tuple[list[int], list[tuple[int, int]]] | None:
@@ -135,18 +137,18 @@ class Encoder:
         )
         ids, mask = list(rendered["input_ids"]), list(rendered["assistant_masks"])
         self._require_shown(ids, conversation)
-        if self._closing is None:
-            self._closing = self._closing_tokens()
+        closing = self._closing_tokens
         edges = [t for t in range(len(mask) + 1) if (t and mask[t - 1]) != (t < len(mask) and mask[t])]
         spans = list(zip(edges[::2], edges[1::2], strict=True))
         return ids, [
             (
                 start,
-                end + (end < len(ids) and ids[end] in self._closing and ids[end - 1] not in self._closing),
+                end + (end < len(ids) and ids[end] in closing and ids[end - 1] not in closing),
             )
             for start, end in spans
         ]
 
+    @cached_property
     def _closing_tokens(self) -> set[int]:
         """The control tokens that end an assistant turn: those that follow its content, whatever it is."""
         first, second = (
@@ -198,6 +200,12 @@ class Encoder:
     def _require_shown(self, ids: list[int], conversation: Conversation) -> None:
         """Refuse what the template drops in silence; tested once for each kind of message."""
         messages, tools = conversation.messages, conversation.tools
+        if "end" not in self._seen:
+            self._seen.add("end")
+            if not self._closing_tokens:
+                self.warnings.append(
+                    "the chat template writes no end token behind an assistant turn: no end is learnt"
+                )
         if tools and "tools" not in self._seen:
             self._seen.add("tools")
             if self._tokens(messages, None, False) == ids:
