@@ -17,7 +17,7 @@ from idealmix.allocation import Allocation, allocate, start_counts
 from idealmix.errors import InputError
 from idealmix.volumes import fill, whole_rows
 
-often = effort(max_examples=150, deadline=None)
+often = effort(max_examples=60, deadline=None)
 
 
 def run(s: Situation, **keys) -> Allocation:
@@ -48,7 +48,8 @@ def test_bounds(s):
         share = after * s.per_row[n] / total
         row = s.per_row[n] / total
         assert share >= s.settings.floor - row * 1e-6
-        assert share <= (1 if s.settings.cap is None else s.settings.cap) + row * 1e-6
+        if s.settings.cap is not None:
+            assert share <= s.settings.cap + row * 1e-6
 
 
 @often
@@ -191,10 +192,10 @@ def test_natural_start_without_a_size_is_every_row_once(s):
 
 
 def test_a_false_move_is_as_rare_as_the_gate_says():
-    """Pure noise: the family-wise rate over 4000 draws of five domains is 5% (+- 3 standard errors)."""
+    """Pure noise: the family-wise rate over 3000 draws of five domains is 5% (+- 3 standard errors)."""
     rng, names, moved = np.random.default_rng(1), list("abcde"), 0
     counts, sizes, per_row = dict.fromkeys(names, 100), dict.fromkeys(names, 1000), dict.fromkeys(names, 1.0)
-    n, dof = 4000, 6
+    n, dof = 3000, 6
     for _ in range(n):
         se = np.sqrt(rng.chisquare(dof, 5) / dof)
         noise = rng.normal(size=5)  # both kinds of rows say the same: the hardest case

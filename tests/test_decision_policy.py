@@ -162,7 +162,7 @@ def test_a_resumed_loop_replays_exactly(measured, patience):
 # --- what the choice of m is worth -----------------------------------------------------------------------------
 
 
-def gain(after_undecided: str, m: float, noise: float, spread: float = 0.7, n: int = 100) -> float:
+def gain(after_undecided: str, m: float, noise: float, spread: float = 0.7, n: int = 60) -> float:
     """Share of the starting loss that five trainings remove, on quadratic losses of five domains, mean over `n` draws.
 
     ``after_undecided``: "lean" is the project's rule; "halve" and "double" are what it was chosen over.

@@ -175,7 +175,7 @@ def allocate(
 
     if not hold:
         total = float(np.clip((1 + beta) * volume, 0, settings.max_repeats * size * weight).sum())
-    lower, upper = row_bounds(names, size, weight, settings, total)
+    lower, upper = row_bounds(names, size, weight, settings, total, held=hold)
     lower, upper = np.minimum(lower, n), np.maximum(upper, n)  # never worse than where it stands
     room = ((upper - n) * weight, (n - lower) * weight)
 

@@ -47,32 +47,36 @@ def whole_rows(rows: Array, per_row: Array, total: float, lower: Array, upper: A
 
     Largest remainder assumes that all rows weigh the same. Here the domain with the heaviest rows is rounded
     first, and what rounding it left over or overdrew is handed to the next lighter one, so that what remains at
-    the end is at most half a row of a domain that still has room; with equal rows it is exactly zero, and each
-    count is its value rounded up or down.
+    the end is at most half a row of the lightest domain (of a heavier one where the lighter ones have no room);
+    with equal rows it is exactly zero, and each count is its value rounded up or down.
 
     Args:
         rows: real row counts within the bounds, whose volumes sum to about `total`.
         per_row: volume of one row, > 0.
         lower, upper: whole numbers.
     """
-    out, left = lower.astype(np.int64), 0.0
-    heaviest_first = np.argsort(-per_row, kind="stable")
-    for i in heaviest_first:
+    out, left = lower.astype(np.int64), total - float(rows @ per_row)
+    for i in np.argsort(-per_row, kind="stable"):
         wanted = rows[i] + left / per_row[i]
         out[i] = np.clip(np.floor(wanted + 0.5), lower[i], upper[i])
         left = (wanted - out[i]) * per_row[i]
-    left = total - float(out @ per_row)
-    for i in heaviest_first:  # what bounds kept a lighter domain from taking over
-        more = np.clip(np.floor(out[i] + left / per_row[i] + 0.5), lower[i], upper[i]) - out[i]
-        out[i] += int(more)
-        left -= more * per_row[i]
     return out
 
 
 def row_bounds(
-    names: Sequence[str], sizes: Array, per_row: Array, settings: config.Allocation, total: float
+    names: Sequence[str],
+    sizes: Array,
+    per_row: Array,
+    settings: config.Allocation,
+    total: float,
+    *,
+    held: bool = True,
 ) -> tuple[Array, Array]:
     """Smallest and largest row count of each domain at a total volume, from floor, cap and ``max_repeats``.
+
+    Args:
+        names, sizes, per_row: of the domains; rows in the pool, volume of a row.
+        total: what shares are of. `held`: the counts have to make it up, so it must be within the pools.
 
     Returns:
         lower, upper: whole numbers. Floors are rounded up and caps down, unless whole rows then could not make
@@ -102,7 +106,7 @@ def row_bounds(
                 where="allocation.floor",
                 mend="lower the floor or raise the cap",
             )
-        if low * total > most * weight + weight:
+        if held and low * total > most * weight + weight:
             raise InputError(
                 f"{name}'s floor asks for {low * total / weight:,.0f} rows; its pool gives {most:,.0f} when each "
                 f"row is drawn at most {settings.max_repeats} times",
@@ -110,7 +114,7 @@ def row_bounds(
                 mend="lower the floor, give the domain more rows, or raise allocation.max_repeats",
             )
     most_rows = np.minimum(np.where(cap < 1, cap * total / per_row, np.inf), repeated)
-    if most_rows @ per_row < total - per_row.max() / 2 - _EPS * total:
+    if held and most_rows @ per_row < total - per_row.max() / 2 - _EPS * total:
         unit = settings.budget.unit.replace("_", " ")
         raise InputError(
             f"the budget is {total:,.0f} {unit}; within the caps and at most {settings.max_repeats} repetitions "
