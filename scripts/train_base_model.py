@@ -4,7 +4,7 @@ Flows in: nothing but a seed. Flows out: a LlamaForCausalLM and its character to
 related to the skills and never prompts of theirs: fewer terms, functions and names, one instruction at a time, in
 other words. So fine-tuning has the parts to build on and has to learn to put them together.
 
-    python scripts/train_base_model.py [--steps 6000] [--output FOLDER]
+    python scripts/train_base_model.py [--steps 4500] [--output FOLDER]
 
 Deterministic for one thread and one version of torch.
 """
@@ -138,7 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=4500)
     parser.add_argument("--rows", type=int, default=64, help="lines a step")
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -211,6 +211,8 @@ def save(
     """Write model, tokenizer and, where there are any, the facts of the training."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    for path in folder.iterdir():
+        path.chmod(0o644)
     if facts:
         (folder / "pretraining.json").write_text(json.dumps(facts, indent=1) + "\n")
 

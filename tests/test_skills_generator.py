@@ -14,8 +14,8 @@ from idealmix.skills import REFERENCED, SKILLS, SPLITS, generate, split_of, writ
 
 
 def solve_mathematics(prompt: str) -> str:
-    assert re.fullmatch(r"[0-9+-]+=", prompt)
-    return str(eval(prompt[:-1]))  # noqa: S307
+    assert re.fullmatch(r"[a-z]=[0-9+-]+", prompt)
+    return str(eval(prompt[2:]))  # noqa: S307
 
 
 def solve_coding(prompt: str) -> str:
@@ -36,7 +36,8 @@ def solve_reasoning(prompt: str) -> str:
         left, sign, right = fact
         above[left if sign == ">" else right] = right if sign == ">" else left
     (place,) = set(above) - set(above.values())
-    for _ in range(int(question[0]) - 1):
+    steps = {"top": 0, "2nd": 1, "3rd": 2, "low": len(above)}[question]
+    for _ in range(steps):
         place = above[place]
     return place
 

@@ -23,9 +23,9 @@ def word(rng: Random, syllables: int) -> str:
 
 
 def mathematics(rng: Random) -> tuple[str, str]:
-    """Sums and differences of three to five one-digit numbers, never below zero: ``4+9-6+7=`` gives ``14``."""
-    text, total = terms(rng, rng.choice((3, 4, 4, 5)))
-    return f"{text}=", str(total)
+    """A letter set to sums and differences of two to four one-digit numbers: ``k=4+9-6`` gives ``7``."""
+    text, total = terms(rng, rng.choice((2, 3, 3, 4)))
+    return f"{rng.choice(LETTERS)}={text}", str(total)
 
 
 def terms(rng: Random, count: int) -> tuple[str, int]:
@@ -60,15 +60,12 @@ def coding(rng: Random) -> tuple[str, str]:
 
 
 def reasoning(rng: Random) -> tuple[str, str]:
-    """Who stands where, from shuffled comparisons of neighbours: ``c>k,m>a,k>m 2nd?`` gives ``k``."""
-    names = rng.sample(LETTERS, rng.choice((3, 4, 4, 5)))
-    facts = [
-        f"{first}>{second}" if rng.random() < 0.5 else f"{second}<{first}"
-        for first, second in pairwise(names)
-    ]
+    """Who stands where, from shuffled comparisons of neighbours: ``m>a,c>k,k>m 2nd?`` gives ``k``."""
+    names = rng.sample(LETTERS, rng.choice((3, 3, 3, 4, 4)))
+    facts = [f"{a}>{b}" if rng.random() < 0.5 else f"{b}<{a}" for a, b in pairwise(names)]
     rng.shuffle(facts)
     place = rng.randrange(len(names))
-    asked = ("1st", "2nd", "3rd", "4th", "5th")[place]
+    asked = {0: "top", len(names) - 1: "low"}.get(place, "2nd" if place == 1 else "3rd")
     return f"{','.join(facts)} {asked}?", names[place]
 
 
