@@ -81,7 +81,7 @@ def convert(weights: Path, output: Path) -> None:
     quantised = AutoModelForCausalLM.from_pretrained(weights.parent, **from_gguf, dtype=torch.float32)
     config = quantised.config
     del config.quantization_config  # save_pretrained refuses it, and the weights are plain now
-    config._name_or_path = ""
+    del config._model_name_or_path  # a name of the training run, not of a repository
     config.rms_norm_eps = 1e-5  # the file holds its float32 rounding
     model = LlamaForCausalLM(config)
     model.load_state_dict({name: value.bfloat16() for name, value in quantised.state_dict().items()})

@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from idealmix.data.conversation import Conversation
 
-SPECIAL = ("<pad>", "<s>", "</s>", "<user>", "<assistant>", "<end>")
+SPECIAL = ("<pad>", "<s>", "</s>", "<user>", "<assistant>", "<end>", "<unk>")
 VOCABULARY = 48
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} <end> {% endfor %}"
@@ -20,17 +20,17 @@ TEMPLATE = (
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word: special tokens, then w6, w7, ...; turns end with <end>, which is not the eos token."""
+    """One token a word: special tokens, then w7, w8, ...; turns end with <end>, which is not the eos token."""
     words = {token: number for number, token in enumerate(SPECIAL)}
     words |= {f"w{number}": number for number in range(len(SPECIAL), VOCABULARY)}
-    core = Tokenizer(models.WordLevel(words, unk_token="w6"))  # noqa: S106
+    core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))  # noqa: S106
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         bos_token="<s>",  # noqa: S106
         eos_token="</s>",  # noqa: S106
         pad_token="<pad>",  # noqa: S106
-        unk_token="w6",  # noqa: S106
+        unk_token="<unk>",  # noqa: S106
         additional_special_tokens=["<user>", "<assistant>", "<end>"],
     )
     tokenizer.chat_template = TEMPLATE

@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from idealmix.config import Score
+from idealmix.data.conversation import Conversation
+from idealmix.data.tokenise import Encoder
 from idealmix.errors import InputError
 from idealmix.evaluation.exact_match import answer, compile_pattern, is_right, normalise, reference_answers
-from idealmix.evaluation.generation import answer_text, end_tokens, generate, prompt_ids
+from idealmix.evaluation.generation import answer_text, end_tokens, generate
 from idealmix.evaluation.scores import ScoreResult, check_score, from_rows, score
 
 GSM8K = compile_pattern("#### (.+)")
@@ -87,11 +89,11 @@ def test_a_bad_pattern_is_the_users_input():
 # --- generation ----------------------------------------------------------------------------------------------
 
 
-def prompts(count: int = 8) -> list[tuple[str, list[int]]]:
+def prompts(count: int = 8) -> list[Conversation]:
+    """Of 4 to 23 tokens."""
     rng = np.random.default_rng(0)
-    return [
-        (str(n), rng.integers(6, helpers.VOCABULARY, int(rng.integers(1, 20))).tolist()) for n in range(count)
-    ]
+    texts = [rng.integers(7, helpers.VOCABULARY, int(rng.integers(1, 20))) for _ in range(count)]
+    return [helpers.chat(str(n), " ".join(f"w{w}" for w in words), "w47") for n, words in enumerate(texts)]
 
 
 def one_at_a_time(model, tokenizer, ids: list[int], new: int) -> str:
@@ -111,7 +113,8 @@ def one_at_a_time(model, tokenizer, ids: list[int], new: int) -> str:
 def test_batches_with_left_pads_equal_one_at_a_time(kind, batch_tokens):
     model, tokenizer = helpers.tiny_model(kind, torch.float64, seed=3), helpers.tiny_tokenizer()
     given_prompts = prompts()
-    wanted = [one_at_a_time(model, tokenizer, ids, 12) for _, ids in given_prompts]
+    encoder = Encoder(tokenizer, 99)
+    wanted = [one_at_a_time(model, tokenizer, encoder.prompt(row), 12) for row in given_prompts]
     got = generate(model, tokenizer, given_prompts, max_new_tokens=12, batch_tokens=batch_tokens)
     assert got == wanted
     assert len(set(wanted)) > 4  # the model does read its prompt
@@ -119,7 +122,7 @@ def test_batches_with_left_pads_equal_one_at_a_time(kind, batch_tokens):
 
 def test_answers_end_at_the_end_of_a_turn():
     model, tokenizer = helpers.tiny_model(seed=3), helpers.tiny_tokenizer()
-    assert end_tokens(model, tokenizer) == {2, 5}
+    assert end_tokens(model, tokenizer, prompts()[0]) == {2, 5}
     words = generate(model, tokenizer, prompts(), max_new_tokens=12)[0].split()
     at = next(n for n in range(2, len(words)) if words[n] not in words[:n])
     token = tokenizer.convert_tokens_to_ids(words[at])
@@ -141,17 +144,24 @@ def test_the_checkpoints_own_sampling_settings_are_left_aside_and_kept():
 def test_a_prompt_that_fills_the_context_is_refused_and_a_long_one_gets_what_is_left():
     model, tokenizer = helpers.tiny_model("gpt2", seed=3), helpers.tiny_tokenizer()
     with pytest.raises(InputError, match="context of 64 tokens: long"):
-        generate(model, tokenizer, [("long", [7] * 64)])
-    assert len(generate(model, tokenizer, [("long", [7] * 60)])[0].split()) <= 4
+        generate(model, tokenizer, [helpers.chat("long", "w7 " * 61, "w8")])
+    assert len(generate(model, tokenizer, [helpers.chat("long", "w7 " * 57, "w8")])[0].split()) <= 4
 
 
 def test_the_prompt_is_what_stands_before_the_last_assistant_turn():
-    tokenizer = helpers.tiny_tokenizer()
+    model, tokenizer = helpers.tiny_model(seed=3), helpers.tiny_tokenizer()
     conversation = helpers.chat("a", "w7", "w8")
     conversation.messages.extend([{"role": "user", "content": "w9"}, {"role": "assistant", "content": "w10"}])
-    text = tokenizer.decode(prompt_ids(tokenizer, conversation))
-    assert text == "<user> w7 <end> <assistant> w8 <end> <user> w9 <end> <assistant>"
+    ids = tokenizer("<user> w7 <end> <assistant> w8 <end> <user> w9 <end> <assistant>").input_ids
+    assert generate(model, tokenizer, [conversation], 8) == [one_at_a_time(model, tokenizer, ids, 8)]
     assert answer_text(conversation) == "w10"
+
+
+def test_a_tokenizer_without_a_template_gets_the_plain_one():
+    model, tokenizer = helpers.tiny_model(seed=3), helpers.tiny_tokenizer()
+    tokenizer.chat_template = None
+    assert end_tokens(model, tokenizer, prompts()[0]) == {2}
+    assert len(generate(model, tokenizer, prompts(2), 5)) == 2
 
 
 # --- scores --------------------------------------------------------------------------------------------------
@@ -161,9 +171,9 @@ def chat_pool(model, tokenizer, right: int, wrong: int) -> helpers.TinyPool:
     """A test set of which the model gets `right` rows right, by construction."""
     rows = []
     for n in range(right + wrong):
-        row = helpers.chat(f"row-{n}", f"w{8 + n} w{30 - n}", "?")
-        said = generate(model, tokenizer, [(row.id, prompt_ids(tokenizer, row))], 6)[0]
-        rows.append(helpers.chat(row.id, row.messages[0]["content"], said if n < right else "w6 w6 w7"))
+        row = helpers.chat(f"row-{n}", f"w{8 + n} w{30 - n}", "w9")
+        said = generate(model, tokenizer, [row], 6)[0]
+        rows.append(helpers.chat(row.id, row.messages[0]["content"], said if n < right else "w47 w47 w7"))
     return helpers.TinyPool("test", [], rows)
 
 
@@ -212,7 +222,7 @@ def call(tmp_path):
     (tmp_path / f"{name}.py").write_text(MODULE)
     (tmp_path / "scores_helper.py").write_text("VALUE = 0.75")
     (tmp_path / f"{name}_broken.py").write_text("import not_installed_anywhere")
-    pool = helpers.TinyPool("test", [], [helpers.chat("a", "w7", "w8"), helpers.chat("b", "w9", "w6")])
+    pool = helpers.TinyPool("test", [], [helpers.chat("a", "w7", "w8"), helpers.chat("b", "w9", "w47")])
 
     def run(function: str, suffix: str = ""):
         target = f"{name}{suffix}:{function}" if ":" not in function else function
@@ -257,8 +267,6 @@ def test_a_module_that_cannot_be_imported_says_why(call):
 
 
 def test_a_raw_text_cannot_be_matched():
-    from idealmix.data.conversation import Conversation
-
     pool = helpers.TinyPool("test", [], [Conversation("raw", [], None, "some text")])
     with pytest.raises(InputError, match="row raw: no assistant turn"):
         score("x", None, None, pool, Score(test="test", exact_match="(.+)"))

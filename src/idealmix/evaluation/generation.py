@@ -7,32 +7,33 @@ turn. A prompt is everything before a conversation's last assistant turn, throug
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from idealmix.data.conversation import Conversation
+from idealmix.data.tokenise import IGNORED, Encoder
 from idealmix.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from idealmix.data.conversation import Conversation
-
 Progress = Callable[[int, int], None]
 
-_PROBE = "answer"
+_ANY_LENGTH = sys.maxsize
 
 
 def generate(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[tuple[str, list[int]]],
+    conversations: Sequence[Conversation],
     max_new_tokens: int = 256,
     batch_tokens: int = 16384,
     progress: Progress | None = None,
 ) -> list[str]:
-    """Greedy continuations of token prompts, without special tokens, in the prompts' order.
+    """The assistant's next turn after each conversation's prompt, greedily, without special tokens.
 
     Whatever sampling settings the checkpoint carries are left aside. An answer ends before an end token
     (`end_tokens`), at `max_new_tokens`, or where the model's context is full.
@@ -40,7 +41,7 @@ def generate(
     Args:
         model: a causal language model with `generate`, on its device.
         tokenizer: the model's.
-        prompts: row ids and token ids (`prompt_ids`).
+        conversations: what follows their prompt (all before the last assistant turn) is not looked at.
         max_new_tokens: the longest answer.
         batch_tokens: prompt and answer tokens, pads included, of one batch.
         progress: called with prompts done and prompts in total.
@@ -48,18 +49,20 @@ def generate(
     Raises:
         InputError: a prompt that leaves no room for an answer in the model's context.
     """
+    encoder = Encoder(tokenizer, _ANY_LENGTH)
+    prompts = [encoder.prompt(conversation) for conversation in conversations]
     context = getattr(model.config, "max_position_embeddings", None)
-    full = [name for name, ids in prompts if context is not None and len(ids) >= context]
+    full = [row.id for row, ids in zip(conversations, prompts) if context is not None and len(ids) >= context]
     if full:
         raise InputError(
             f"{len(full)} prompts fill the model's context of {context} tokens: {', '.join(full[:5])}",
             mend="shorten these rows, or leave them out of the score",
         )
-    ends = end_tokens(model, tokenizer)
+    ends = end_tokens(model, tokenizer, conversations[0]) if conversations else set()
     answers: dict[int, str] = {}
-    for batch in _batches([len(ids) for _, ids in prompts], max_new_tokens, batch_tokens):
+    for batch in _batches([len(ids) for ids in prompts], max_new_tokens, batch_tokens):
         new_tokens = _continue(
-            model, tokenizer, [prompts[i][1] for i in batch], max_new_tokens, sorted(ends), context
+            model, tokenizer, [prompts[i] for i in batch], max_new_tokens, sorted(ends), context
         )
         for i, tokens in zip(batch, new_tokens):
             end = next((at for at, token in enumerate(tokens) if token in ends), len(tokens))
@@ -84,30 +87,15 @@ def answer_text(conversation: Conversation) -> str:
     return conversation.answer.get("content") or ""
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
-    """Token ids of everything before the last assistant turn, and of that turn's opening."""
-    ids: Any = tokenizer.apply_chat_template(
-        conversation.prompt,
-        tools=conversation.tools,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=False,
-    )
-    return list(ids)
-
-
-def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Ids that end an answer: the tokenizer's and the checkpoint's end tokens, and what the template ends a turn with."""
+def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> set[int]:
+    """Ids that end an answer: the tokenizer's and the checkpoint's end tokens, and what ends this row's last turn in training."""
     found: set[int] = set()
     for ids in (tokenizer.eos_token_id, getattr(model.generation_config, "eos_token_id", None)):
         found.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
-    turn = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "question"}, {"role": "assistant", "content": _PROBE}], tokenize=False
-    )
-    after = tokenizer(str(turn).rpartition(_PROBE)[2], add_special_tokens=False).input_ids
-    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    if after and after[0] in special:
-        found.add(after[0])
+    labels = Encoder(tokenizer, _ANY_LENGTH).encode(conversation).labels
+    last = next((label for label in reversed(labels) if label != IGNORED), None)
+    if last is not None and (last in tokenizer.all_special_ids or last in tokenizer.added_tokens_decoder):
+        found.add(last)
     return found
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from idealmix.config import Score
 from idealmix.errors import InputError
 from idealmix.evaluation.exact_match import compile_pattern, is_right, reference_answers
-from idealmix.evaluation.generation import answer_text, generate, prompt_ids
+from idealmix.evaluation.generation import answer_text, generate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -179,8 +179,7 @@ def _exact_match(
     """1.0 for a right answer, 0.0 for a wrong one, by row id."""
     pattern = compile_pattern(str(setting.exact_match), f"{where}.exact_match")
     wanted = reference_answers(pattern, {row.id: answer_text(row) for row in rows}, where)
-    prompts = [(row.id, prompt_ids(tokenizer, row)) for row in rows]
-    texts = generate(model, tokenizer, prompts, setting.max_new_tokens, progress=progress)
+    texts = generate(model, tokenizer, rows, setting.max_new_tokens, progress=progress)
     return {row.id: float(is_right(pattern, text, wanted[row.id])) for row, text in zip(rows, texts)}
 
 
