@@ -75,6 +75,12 @@ def test_orders_depend_on_seed_and_domain_and_not_on_line_order():
     assert seeded_order(list("abcdef"), 0, "draw", "math").tolist() == [2, 1, 0, 5, 4, 3]
 
 
+def test_draws_follow_the_seeded_order(pools):
+    drawn = [draw(pools, {"math": 3, "code": 0}, seed, max_repeats=1).row_ids["math"] for seed in range(20)]
+    assert len({tuple(sorted(ids)) for ids in drawn}) > 5
+    assert drawn[0] == [pools["math"].ids[k] for k in seeded_order(pools["math"].ids, 0, "draw", "math")[:3]]
+
+
 def test_orders_are_uniform():
     firsts = Counter(int(seeded_order(list("abcd"), seed)[0]) for seed in range(2000))
     assert all(abs(firsts[k] - 500) < 100 for k in range(4))  # five standard deviations

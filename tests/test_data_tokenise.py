@@ -6,6 +6,7 @@ import pytest
 from data_helpers import make_tokenizer, supervised_texts, template
 
 from idealmix.data.conversation import Conversation
+from idealmix.data.spans import assistant_spans
 from idealmix.data.tokenise import IGNORED, PLAIN_TEMPLATE, Encoder
 from idealmix.errors import InputError
 
@@ -282,3 +283,35 @@ def test_templates_without_an_end_or_tools_warn():
     encoder = Encoder(make_tokenizer(template("phi3")), 4000)
     encoder.encode(Conversation("a", TURNS, TOOLS))
     assert encoder.warnings == ["the chat template does not show the model the rows' tools"]
+
+
+def letters(render):
+    """`assistant_spans`' view of a template: one token a letter."""
+    return lambda messages, prompt: [ord(letter) for letter in render(messages, prompt)]
+
+
+def test_what_the_generation_prompt_leaves_open_belongs_to_the_turn():
+    # the prompt opens "<t> " and the finished turn holds "<t></t>": the model writes all after "<t>"
+    def render(messages, prompt):
+        text = "".join(
+            f"{m['role'][0]}:" + "<t></t>" * (m["role"] != "user") + m["content"] for m in messages
+        )
+        return text + ("a:<t> " if prompt else "")
+
+    turns = [user("q"), assistant("b")]
+    tokens = letters(render)
+    ids = tokens(turns, False)
+    assert assistant_spans(ids, turns, tokens, set()) == [(len("u:qa:<t>"), len(ids))]
+
+
+@pytest.mark.parametrize("content", ["0x", "00", "xx", "x0", "0"])
+def test_the_placeholder_never_hides_a_contents_ends(content):
+    def render(messages, prompt):  # every rendering starts with its length, so no prefix is shared
+        return f"{len(messages)}" + "".join(f"{m['role'][0]}:{m['content']}." for m in messages)
+
+    turns = [user("q"), assistant(content), user("0x"), assistant(content)]
+    tokens = letters(render)
+    ids = tokens(turns, False)
+    text = "".join(map(chr, ids))
+    spans = assistant_spans(ids, turns, tokens, set())
+    assert [text[start:end] for start, end in spans] == [f"{content}.", f"{content}."]
