@@ -216,8 +216,10 @@ class Ranks:
 def check_shards_add_up_to_the_whole():
     """Each of two ranks holds the whole mixture's factors, eigenvalues and gradients."""
 
+    models = [tiny(), tiny()]  # here, not in the threads: they share torch's random state
+
     def work(processes):
-        model = tiny()
+        model = models[processes.rank]
         c = Collector(model, select_layers(model), processes=processes)
         made = make_batches(rows(), 20)
         found = fit_factors(c, made, SEED)

@@ -227,8 +227,6 @@ def counts(losses: Sequence[Losses], processes: Processes) -> tuple[float, float
 
 
 def weighted(x: Tensor, weights: Tensor) -> Tensor:
-    """(B, M, d) times each row's weight, in `wide` precision unless all weights are 1."""
-    if bool((weights == 1).all()):
-        return x
+    """(B, M, d) times each row's weight, in `wide` precision."""
     kind = wide(x.dtype)
     return x.to(kind) * weights.to(kind)[:, None, None]
