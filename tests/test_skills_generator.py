@@ -14,7 +14,7 @@ from idealmix.skills import REFERENCED, SKILLS, SPLITS, generate, split_of, writ
 
 
 def solve_mathematics(prompt: str) -> str:
-    assert re.fullmatch(r"[a-z]=[0-9+-]+", prompt)
+    assert re.fullmatch(r"[a-zA-Z]=[0-9+-]+", prompt)
     return str(eval(prompt[2:]))  # noqa: S307
 
 
@@ -44,7 +44,7 @@ def solve_reasoning(prompt: str) -> str:
 
 def solve_instruction(prompt: str) -> str:
     order, words_text = prompt.split(": ")
-    joint, manner = order.split(", ")
+    joint, manner = order.split(" ") if " " in order else ("spaces", order)
     words = words_text.split(" ")
     if manner == "capitals":
         words = [w.upper() for w in words]

@@ -11,7 +11,7 @@ from typing import Any
 from idealmix.skills.generator import SKILLS
 
 # Uniform rows of the five skills that fill the budget: far fewer than the pools hold, so unused rows exist.
-BUDGET_TOKENS = 100_000
+BUDGET_TOKENS = 120_000
 
 
 def base_model_path() -> Path:
@@ -40,7 +40,7 @@ def demo_config(folder: Path | str, *, skills: tuple[str, ...] = SKILLS, seed: i
         "objective": "mean_loss",
         "training": {
             "epochs": 1,
-            "learning_rate": 1.5e-3,
+            "learning_rate": 1.0e-3,
             "max_length": 96,
             "per_device_train_batch_size": 16,
             "dtype": "float32",

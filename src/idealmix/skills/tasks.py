@@ -13,6 +13,7 @@ from random import Random
 CONSONANTS = "bcdfghjklmnprstvwz"
 VOWELS = "aeiou"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+NAMES = LETTERS + LETTERS.upper()
 
 Task = Callable[[Random], tuple[str, str]]
 
@@ -23,9 +24,9 @@ def word(rng: Random, syllables: int) -> str:
 
 
 def mathematics(rng: Random) -> tuple[str, str]:
-    """A letter set to sums and differences of two to four one-digit numbers: ``k=4+9-6`` gives ``7``."""
-    text, total = terms(rng, rng.choice((2, 3, 3, 4)))
-    return f"{rng.choice(LETTERS)}={text}", str(total)
+    """A letter set to sums and differences of two or three one-digit numbers: ``k=4+9-6`` gives ``7``."""
+    text, total = terms(rng, rng.choice((2, 3, 3)))
+    return f"{rng.choice(NAMES)}={text}", str(total)
 
 
 def terms(rng: Random, count: int) -> tuple[str, int]:
@@ -80,11 +81,12 @@ MANNERS: dict[str, Callable[[list[str]], list[str]]] = {
 
 
 def instruction(rng: Random) -> tuple[str, str]:
-    """Words to be laid out as told: ``dashes, capitals: zodu pave`` gives ``ZODU-PAVE``."""
-    words = [word(rng, rng.choice((2, 2, 3))) for _ in range(rng.choice((2, 3, 4)))]
-    joint = rng.choice(sorted(JOINTS))
+    """Words to be laid out in a manner, and joined as told: ``dashes capitals: zodu pave`` gives ``ZODU-PAVE``."""
+    words = [word(rng, 2) for _ in range(rng.choice((2, 3)))]
     manner = rng.choice(sorted(MANNERS))
-    return f"{joint}, {manner}: {' '.join(words)}", JOINTS[joint].join(MANNERS[manner](words))
+    joint = rng.choice(("", "", "", *sorted(JOINTS)))  # none: spaces
+    order = f"{joint} {manner}" if joint else manner
+    return f"{order}: {' '.join(words)}", JOINTS.get(joint, " ").join(MANNERS[manner](words))
 
 
 TOPICS = ("tea", "rain", "trains", "bread", "cats", "maps", "music", "snow", "bikes", "soup")
