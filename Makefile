@@ -18,7 +18,7 @@ demo: setup
 	$(BIN)/idealmix demo --output runs/demo
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 slow: setup
 	$(BIN)/python -m pytest -m slow

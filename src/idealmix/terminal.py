@@ -55,7 +55,8 @@ class Terminal:
 
     def end(self, seconds: float, reused: bool) -> None:
         self._clear()
-        self._line(f"{self._step}: {'already done' if reused else duration(seconds)}")
+        took = seconds or time.monotonic() - self._started
+        self._line(f"{self._step}: {'already done' if reused else duration(took)}")
         self._step = ""
 
     def note(self, text: str) -> None:
@@ -69,12 +70,14 @@ class Terminal:
         if self._quiet:
             return
         self._clear()
-        table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        table = Table(box=None, pad_edge=False)
         for i, column in enumerate(columns):
-            table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+            words = i == 0 or column == "why"
+            table.add_column(column, justify="left" if words else "right", overflow="fold")
         for row in rows:
             table.add_row(*(cell.replace("[", "\\[") for cell in row))
         self._console.print()
+        self._console.print(title, style="bold", markup=False, soft_wrap=True)
         self._console.print(table)
         self._console.print()
 

@@ -111,7 +111,7 @@ def tell(config: Config, inputs: Inputs, phases: Phases, watch: Watch) -> Story:
     """The rounds themselves."""
     allocation, seed = config.allocation, config.seed
     sizes, per_row = _sizes(inputs), _volumes(inputs, allocation.budget.unit)
-    counts = start_counts(sizes, per_row, allocation)
+    counts = start_mixture_counts(config, inputs)
     amount = sum(counts[name] * per_row[name] for name in counts) if allocation.budget.hold else None
 
     base = phases.evaluate("base", None)
@@ -190,6 +190,11 @@ def tell(config: Config, inputs: Inputs, phases: Phases, watch: Watch) -> Story:
         watch.table(*table)
     watch.note(state.reason)
     return story
+
+
+def start_mixture_counts(config: Config, inputs: Inputs) -> dict[str, int]:
+    """Rows of round 0 by domain."""
+    return start_counts(_sizes(inputs), _volumes(inputs, config.allocation.budget.unit), config.allocation)
 
 
 def _train_round(

@@ -106,7 +106,7 @@ class Phases:
 
         artifact = self._do(
             f"{where}/train",
-            f"{where}: training on {sum(mixture.counts.values()):,} rows",
+            f"{where}: training on {mixture.rows:,} rows",
             self._training_key(mixed, seed, steps),
             produce,
             together=True,
@@ -140,7 +140,7 @@ class Phases:
             )
             if self._team.leads:
                 record = TrainingRecord.read(part / "train" / "record.json")
-                model = load_model(record.model_folder(part / "train")).to(_device())
+                model = load_model(record.model_folder(part / "train")).to(device())
                 write_json(part / "evaluation.json", self._evaluation(model))
                 record.write(part / "record.json")
                 shutil.rmtree(part / "train")
@@ -274,7 +274,7 @@ class Phases:
         path = str(trained.model) if trained else self.config.model
         if self._loaded is None or self._loaded[0] != path:
             self._loaded = None
-            self._loaded = (path, load_model(path).to(_device()))
+            self._loaded = (path, load_model(path).to(device()))
         return self._loaded[1]
 
     def _evaluation(self, model: Any) -> dict[str, Any]:
@@ -305,7 +305,7 @@ def _evaluated(artifact: Artifact, path: Path | None = None) -> Evaluated:
     return Evaluated(halves["deciding"], halves["gradient"], artifact)
 
 
-def _device() -> str:
+def device() -> str:
     """Where evaluation and influence run: the accelerator of this process, if there is one."""
     import torch
 

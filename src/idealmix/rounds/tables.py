@@ -23,7 +23,7 @@ def round_table(story: Story, one: Round) -> Table:
     record = one.trained.record
     steps = f", {record.steps:,} steps" if record.steps else ""
     title = (
-        f"Round {one.index}: {record.rows:,} rows, {record.tokens:,} tokens, "
+        f"Round {one.index}, trained on {record.rows:,} rows, {record.tokens:,} tokens, "
         f"{record.supervised_tokens:,} supervised{steps}"
     )
     columns = ["loss (nats per token)", "base", *([] if one is first else ["round 0"]), f"round {one.index}"]
@@ -52,13 +52,15 @@ def influence_table(matrix: InfluenceMatrix) -> Table:
         [
             reference,
             *(
-                f"{_with_error(matrix.alpha[q, i], matrix.se_population[q, i])} {words[q][i]}"
+                f"{_short(matrix.alpha[q, i], matrix.se_population[q, i])} "
+                + words[q][i].replace("cannot be told from zero", "unclear")
                 for i in range(len(matrix.domains))
             ),
         ]
         for q, reference in enumerate(matrix.references)
     ]
-    return f"Influence: {matrix.units}", ["on the loss of", *matrix.domains], rows
+    title = f"Influence, {matrix.units}. Unclear: cannot be told from zero"
+    return title, ["on the loss of", *matrix.domains], rows
 
 
 def allocation_table(step: Allocation) -> Table:
@@ -69,12 +71,12 @@ def allocation_table(step: Allocation) -> Table:
             f"{move.before:,}",
             f"{move.after:,}",
             f"{move.beta:+.1%}",
-            "" if move.slope is None else _with_error(move.slope, move.slope_se),
+            "" if move.slope is None else _short(move.slope, move.slope_se),
             move.note,
         ]
         for name, move in step.moves.items()
     ]
-    columns = ["domain", "rows before", "rows after", "change", "slope of the objective", "why"]
+    columns = ["domain", "rows before", "rows after", "change", "slope", "why"]
     return f"Next mixture (m = {step.m:.3g})", columns, rows
 
 
@@ -118,3 +120,8 @@ def _score_cell(found: dict[str, Any]) -> str:
 
 def _with_error(value: float, se: float | None) -> str:
     return f"{value:.4f}" if se is None else f"{value:.4f} ± {se:.4f}"
+
+
+def _short(value: float, se: float | None) -> str:
+    """Three significant digits, for figures of any size."""
+    return f"{value:+.3g}" if se is None else f"{value:+.3g} ± {se:.2g}"

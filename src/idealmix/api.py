@@ -1,0 +1,142 @@
+"""The Python API: a whole run, and the influence matrix of a model that is at hand.
+
+Flows in: a configuration (or a model, its tokenizer and data). Flows out: results as data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from idealmix import config as schema
+from idealmix import configfile
+from idealmix.errors import InputError
+from idealmix.influence_matrix import InfluenceMatrix
+from idealmix.rounds.watch import Silent, Watch
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+Data = str | Path | Mapping[str, Any]
+"""A path or hub name, or a `Source` as a mapping."""
+
+
+def run(config: str | Path | Mapping[str, Any], watch: Watch | None = None) -> dict[str, Any]:
+    """Run, or go on with, a whole run.
+
+    Args:
+        config: the path of a ``config.yaml``, or its content (paths relative to the working directory).
+        watch: receives progress; None: silent.
+
+    Returns:
+        The content of ``result.json`` (docs/files.md).
+
+    Raises:
+        InputError, IdealmixError: see the message.
+    """
+    from idealmix.rounds.loop import run_rounds
+
+    if isinstance(config, Mapping):
+        settings = configfile.from_mapping(dict(config), folder=Path.cwd())
+    else:
+        settings = configfile.load(config)
+    return run_rounds(settings, watch or Silent())
+
+
+def influence(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    domains: Mapping[str, Data],
+    references: Mapping[str, Data],
+    *,
+    counts: Mapping[str, int] | None = None,
+    max_length: int = 512,
+    settings: schema.Influence | None = None,
+    seed: int = 0,
+) -> InfluenceMatrix:
+    """The influence matrix of a model that any trainer made; nothing is trained.
+
+    Args:
+        model: a causal language model, on its device.
+        tokenizer: its tokenizer, with the chat template that it was trained with.
+        domains: what it was trained on, by name.
+        references: held-out good answers by capability; all rows give gradients.
+        counts: rows of each domain in the training; None: all rows of all domains, once.
+        max_length: tokens a row, as in training.
+        settings: the configuration's ``influence`` block; None: its defaults.
+        seed: of the sampled rows and labels.
+
+    Raises:
+        InputError: data, layers or settings are wrong.
+        IdealmixError: something is not finite.
+    """
+    from idealmix.data.leaks import check_leaks
+    from idealmix.data.mixture import draw
+    from idealmix.data.pools import load_pool
+    from idealmix.data.tokenise import Encoder
+    from idealmix.influence_stage import measure
+
+    encoder = Encoder(tokenizer, max_length)
+    pools = {
+        kind: {name: load_pool(name, _source(data), encoder, seed=seed) for name, data in sets.items()}
+        for kind, sets in (("domains", domains), ("references", references))
+    }
+    check_leaks(pools["domains"], pools["references"], {})
+    rows = counts or {name: len(pool) for name, pool in pools["domains"].items()}
+    repeats = max([1, *(-(-count // max(len(pools["domains"][name]), 1)) for name, count in rows.items())])
+    mixture = draw(pools["domains"], rows, seed, max_repeats=repeats)
+    return measure(
+        model, mixture, pools["domains"], pools["references"], settings or schema.Influence(), seed=seed
+    )
+
+
+def measure_checkpoint(
+    config: schema.Config, model: str, mixture: Path | None, watch: Watch
+) -> InfluenceMatrix:
+    """``idealmix influence``: the matrix of a checkpoint on disk or the hub.
+
+    Args:
+        mixture: the ``mixture.json`` that it was trained on; None: the start mixture of the configuration.
+
+    Raises:
+        InputError: the checkpoint is not there, ``finite`` was asked for, the data is wrong.
+    """
+    from idealmix.data.mixture import Mixture, draw
+    from idealmix.influence_stage import measure
+    from idealmix.rounds.inputs import load_inputs
+    from idealmix.rounds.loop import start_mixture_counts
+    from idealmix.rounds.phases import device
+    from idealmix.training.model import load_model
+
+    if config.influence.response == "finite":
+        raise InputError(
+            "the finite response needs the training's step sizes and second moments, which a checkpoint has not",
+            where="influence.response",
+            mend="use response: converged",
+        )
+    watch.begin("reading the data")
+    inputs = load_inputs(config, watch)
+    watch.end(0.0, reused=False)
+    if mixture is None:
+        counts = start_mixture_counts(config, inputs)
+        drawn = draw(inputs.domains, counts, config.seed, max_repeats=config.allocation.max_repeats)
+    else:
+        drawn = Mixture.read(mixture, inputs.domains)
+    watch.begin("measuring influence")
+    matrix = measure(
+        load_model(model).to(device()),
+        drawn,
+        inputs.domains,
+        inputs.gradient_halves,
+        config.influence,
+        seed=config.seed,
+        progress=watch.advance,
+    )
+    watch.end(0.0, reused=False)
+    return matrix
+
+
+def _source(data: Data) -> schema.Source:
+    return schema.Source.model_validate({"path": str(data)} if isinstance(data, str | Path) else data)
