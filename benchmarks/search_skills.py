@@ -61,10 +61,7 @@ class Suite:
     def steps(self, skills: Iterable[str]) -> int:
         """Optimiser steps of round 0, which every mixture of these skills is given."""
         rows = sum(self.counts(dict.fromkeys(skills, 1.0)).values())
-        return -(
-            -rows
-            // (self.training["per_device_train_batch_size"] * self.training["gradient_accumulation_steps"])
-        )
+        return -(-rows // self.training["per_device_train_batch_size"])
 
 
 def padded(rows: list[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
