@@ -2,11 +2,11 @@
 
 Flows in: the shipped base model and the demo's settings. Flows out: one JSON line a training, and the table of
 docs/results/skills.md. A search trains dozens of models, so it uses a plain loop with the objective of
-idealmix's trainer (AdamW, linear decay, loss over the supervised tokens of a step, a fixed number of steps);
-``--trainer idealmix`` runs the final comparison through idealmix's own trainer instead.
+idealmix's trainer (AdamW, linear decay, loss over the supervised tokens of a step, a fixed number of steps).
 
     python benchmarks/search_skills.py search  --output runs/skills-search.jsonl     # seed 0, chat at zero
-    python benchmarks/search_skills.py confirm --output runs/skills-confirm.jsonl --shares "6,3,2,1" --seeds 5
+    python benchmarks/search_skills.py confirm --output runs/skills-uniform.jsonl
+    python benchmarks/search_skills.py confirm --output runs/skills-best.jsonl --shares 0.4,0.2,0.3,0.1
 
 The best mixture with `chat` in the suite is looked for at a `chat` share of zero, where nothing is spent on it.
 """
@@ -185,13 +185,12 @@ def search(suite: Suite, randoms: int, refinements: int, seed: int) -> Iterable[
         yield tried[-1]
 
 
-def confirm(suite: Suite, shares: dict[str, float], seeds: range) -> Iterable[dict]:
-    """Uniform with and without chat, and the given mixture at the steps of each, on fresh seeds."""
+def confirm(suite: Suite, shares: dict[str, float] | None, seeds: range) -> Iterable[dict]:
+    """On fresh seeds: the given mixture (none: uniform), at the steps of five domains and of four."""
+    label = "best" if shares else "uniform"
     plans = {
-        "uniform, five domains": (dict.fromkeys(SKILLS, 1.0), SKILLS),
-        "best, five domains": (shares, SKILLS),
-        "uniform, four domains": (dict.fromkeys(REFERENCED, 1.0), REFERENCED),
-        "best, four domains": (shares, REFERENCED),
+        f"{label}, five domains": (shares or dict.fromkeys(SKILLS, 1.0), SKILLS),
+        f"{label}, four domains": (shares or dict.fromkeys(REFERENCED, 1.0), REFERENCED),
     }
     for seed in seeds:
         for name, (wanted, skills) in plans.items():
@@ -208,15 +207,17 @@ def main() -> None:
     parser.add_argument("--refinements", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=5, help="confirm: seeds 101, 102, ...")
-    parser.add_argument("--shares", help=f"confirm: token shares of {', '.join(REFERENCED)}")
+    parser.add_argument("--shares", help=f"confirm: token shares of {', '.join(REFERENCED)}; none: uniform")
     options = parser.parse_args()
     torch.set_num_threads(1)
     suite = Suite()
     if options.what == "search":
         records = search(suite, options.randoms, options.refinements, options.seed)
     else:
-        wanted = [float(x) for x in options.shares.split(",")]
-        shares = {s: x / suite.tokens[s] for s, x in zip(REFERENCED, wanted, strict=True)}
+        shares = None
+        if options.shares:
+            wanted = [float(x) for x in options.shares.split(",")]
+            shares = {s: x / suite.tokens[s] for s, x in zip(REFERENCED, wanted, strict=True)}
         records = confirm(suite, shares, range(101, 101 + options.seeds))
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with options.output.open("w") as file:

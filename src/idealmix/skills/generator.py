@@ -23,8 +23,11 @@ Row = dict[str, str]
 
 
 def split_of(skill: str, prompt: str) -> str:
-    """The one split that a prompt can be in: 80% of all prompts train, 10% reference, 10% test, by their hash."""
-    bucket = int.from_bytes(hashlib.sha256(f"{skill}\n{prompt}".encode()).digest()[:8], "big") % 10
+    """The one split that a prompt can be in: 80% of all prompts train, 10% reference, 10% test, by their hash.
+
+    Prompts that differ in case alone are in one split, since a leak check takes them for one.
+    """
+    bucket = int.from_bytes(hashlib.sha256(f"{skill}\n{prompt.casefold()}".encode()).digest()[:8], "big") % 10
     return {8: "reference", 9: "test"}.get(bucket, "train")
 
 
@@ -48,7 +51,7 @@ def generate(skill: str, count: int, seed: int, split: str = "train") -> list[Ro
     rejected = 0
     while len(rows) < count:
         prompt, response = TASKS[skill](rng)
-        if prompt in seen or split_of(skill, prompt) != split:
+        if prompt.casefold() in seen or split_of(skill, prompt) != split:
             rejected += 1
             if rejected > 10_000 + 100 * count:
                 raise InputError(
@@ -56,7 +59,7 @@ def generate(skill: str, count: int, seed: int, split: str = "train") -> list[Ro
                     mend=f"ask for at most {len(rows)}",
                 )
             continue
-        seen.add(prompt)
+        seen.add(prompt.casefold())
         rows.append({"id": f"{skill}-{split}-{seed}-{len(rows)}", "prompt": prompt, "response": response})
     return rows
 

@@ -13,7 +13,6 @@ from random import Random
 CONSONANTS = "bcdfghjklmnprstvwz"
 VOWELS = "aeiou"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-NAMES = LETTERS + LETTERS.upper()
 
 Task = Callable[[Random], tuple[str, str]]
 
@@ -24,9 +23,9 @@ def word(rng: Random, syllables: int) -> str:
 
 
 def mathematics(rng: Random) -> tuple[str, str]:
-    """A letter set to sums and differences of two or three one-digit numbers: ``k=4+9-6`` gives ``7``."""
+    """A letter set to a sum of two or three one-digit numbers: ``k=4+9-6`` or ``k:4+9-6`` gives ``7``."""
     text, total = terms(rng, rng.choice((2, 3, 3)))
-    return f"{rng.choice(NAMES)}={text}", str(total)
+    return f"{rng.choice(LETTERS)}{rng.choice('=:')}{text}", str(total)
 
 
 def terms(rng: Random, count: int) -> tuple[str, int]:
