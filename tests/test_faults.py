@@ -326,12 +326,7 @@ FAULTS = [
     Fault("other", "drops prompts from S", check_prompt_positions_are_in_the_factors, masks_prompts),
 ]
 
-# --- TODO: faults of the other rooms -----------------------------------------------------------------------------
-# 6   the first 128 tokens are always masked as prompt; inputs cut at 256 tokens         (data: Encoder)
-# 7   with pad = eos the end-of-sequence target drops out of the loss                    (data: Encoder, collation)
-# 10  domain gradients are means: the factor tokens in domain / tokens in mixture is lost (influence)
-# 11  resampling raises above 2x and below 0; +-15% applied to pure noise; no seeds      (data: draw, allocation)
-# 12  bool and list arguments parse wrongly; a missing comma fuses two layer names       (configfile, select_layers)
+# Faults 6, 7, 10, 11 and 12 concern other rooms: test_faults_rooms.
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.number}: {fault.what}")

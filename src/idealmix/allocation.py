@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from idealmix import config
+from idealmix.certainty import holm, p_value
 from idealmix.errors import InputError
-from idealmix.slopes import Limit, Mask, Slopes, chosen, holm, p_value
+from idealmix.slopes import Limit, Mask, Slopes, chosen
 from idealmix.volumes import Array, fill, row_bounds, whole_rows
 
 

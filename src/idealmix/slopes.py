@@ -1,25 +1,21 @@
 """A loss's slope by domain: which kind of rows it acts on, and whether it stands out of its error.
 
 Flows in: slopes from unused and from drawn rows, with errors. Flows out: the slope that each domain would move
-along, p-values, the gate. A slope is dL/dbeta, nats per doubling of the domain; negative: more of it lowers the
+along, and predictions. A slope is dL/dbeta, nats per doubling of the domain; negative: more of it lowers the
 loss. Pure numpy and scipy.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtr
 
 from idealmix.volumes import Array
 
 Mask = NDArray[np.bool_]
-
-LEVEL = 0.05  # family-wise: the chance that any domain moves when none should
 
 
 @dataclass(frozen=True)
@@ -87,21 +83,3 @@ def chosen(slopes: Slopes, n: Array) -> tuple[Array, Array, Array, list[str]]:
             note = "stays: its rows disagree (neither more unused rows nor fewer drawn ones lower the loss)"
         notes.append(note)
     return slope, se, dof, notes
-
-
-def p_value(slope: float, se: float, dof: float) -> float:
-    """Two-sided; 1 where there is no slope or no standard error."""
-    if not (math.isfinite(slope) and math.isfinite(se)):
-        return 1.0
-    if se == 0:
-        return 0.0 if slope else 1.0
-    return 2 * float(stdtr(dof if math.isfinite(dof) else 1e9, -abs(slope) / se))
-
-
-def holm(p: Array) -> Mask:
-    """Holm's step-down at `LEVEL`: which hypotheses of "no influence" fall."""
-    order = np.argsort(p, kind="stable")
-    passed = p[order] <= LEVEL / (len(p) - np.arange(len(p)))
-    out = np.zeros(len(p), dtype=bool)
-    out[order] = np.logical_and.accumulate(passed)
-    return out
