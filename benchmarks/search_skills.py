@@ -7,6 +7,7 @@ idealmix's trainer (AdamW, linear decay, loss over the supervised tokens of a st
     python benchmarks/search_skills.py search  --output runs/skills-search.jsonl     # seed 0, chat at zero
     python benchmarks/search_skills.py confirm --output runs/skills-uniform.jsonl
     python benchmarks/search_skills.py confirm --output runs/skills-best.jsonl --shares 0.4,0.2,0.3,0.1
+    python benchmarks/search_skills.py table   --output runs
 
 The best mixture with `chat` in the suite is looked for at a `chat` share of zero, where nothing is spent on it.
 """
@@ -197,18 +198,59 @@ def confirm(suite: Suite, shares: dict[str, float] | None, seeds: range) -> Iter
             yield measure(suite, name, wanted, seed, suite.steps(skills), answers=True)
 
 
+def table(uniform: Path, best: Path) -> str:
+    """The confirmation as Markdown: per seed, spread, gap over noise, losses and accuracies by skill."""
+    records = [json.loads(line) for path in (uniform, best) for line in path.read_text().splitlines()]
+    lines = []
+    for domains in ("five domains", "four domains"):
+        runs = {
+            kind: {r["seed"]: r for r in records if r["name"] == f"{kind}, {domains}"}
+            for kind in ("uniform", "best")
+        }
+        seeds = sorted(runs["uniform"].keys() & runs["best"].keys())
+        means = {kind: np.array([found[seed]["mean"] for seed in seeds]) for kind, found in runs.items()}
+        lines += [
+            f"### {domains}",
+            "",
+            "| mean reference loss | " + " | ".join(f"seed {seed}" for seed in seeds) + " | mean | sd |",
+            "|---|" + "---|" * (len(seeds) + 2),
+        ]
+        for kind, values in means.items():
+            cells = [*(f"{v:.4f}" for v in values), f"{values.mean():.4f}", f"{values.std(ddof=1):.4f}"]
+            lines.append(f"| {kind} | " + " | ".join(cells) + " |")
+        gap = means["uniform"].mean() - means["best"].mean()
+        noise = max(values.std(ddof=1) for values in means.values())
+        lines += ["", f"Gap {gap:.4f}; larger of the two sds {noise:.4f}; gap / sd = {gap / noise:.1f}.", ""]
+        lines += ["| mean over seeds | " + " | ".join(REFERENCED) + " |", "|---|" + "---|" * len(REFERENCED)]
+        for kind, found in runs.items():
+            for key, form in (("losses", "{:.3f}"), ("accuracy", "{:.1%}")):
+                cells = [form.format(np.mean([found[seed][key][s] for seed in seeds])) for s in REFERENCED]
+                lines.append(f"| {kind}, {key} | " + " | ".join(cells) + " |")
+            spread = [
+                (min(v), max(v)) for v in ([found[seed]["accuracy"][s] for seed in seeds] for s in REFERENCED)
+            ]
+            lines.append(
+                f"| {kind}, accuracy, range | " + " | ".join(f"{a:.1%} to {b:.1%}" for a, b in spread) + " |"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("search", "confirm"))
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("what", choices=("search", "confirm", "table"))
+    parser.add_argument("--output", type=Path, required=True, help="table: the folder of the other files")
     parser.add_argument("--randoms", type=int, default=20)
     parser.add_argument("--refinements", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=5, help="confirm: seeds 101, 102, ...")
     parser.add_argument("--shares", help=f"confirm: token shares of {', '.join(REFERENCED)}; none: uniform")
     options = parser.parse_args()
+    if options.what == "table":
+        print(table(options.output / "skills-uniform.jsonl", options.output / "skills-best.jsonl"))
+        return
     torch.set_num_threads(1)
     suite = Suite()
     if options.what == "search":
