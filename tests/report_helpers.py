@@ -39,6 +39,7 @@ def sample(
                            "supervised_tokens": 21_000} for i, q in enumerate(references)},
             "objective": {"value": objective + step, "se": 0.011},
             "difference": None if k == 0 else {"value": step, "se": 0.0041, "dof": 187.0, "p": 0.001},
+            "difference_from_start": None if k == 0 else {"value": objective + step - 1.3124, "se": 0.0041, "dof": 187.0},
             "decision": decision,
             "reason": "" if k == 0 else f"The paired difference is {step:+.4f}; the margin for a claim was 0.0081.",
             "influence": None if last and rounds > 1 else {

@@ -119,25 +119,15 @@ def test_amounts_follow_the_budgets_unit() -> None:
 # --- against joint -------------------------------------------------------------------------------------------
 
 
-def test_better_along_a_chain_adds_differences_and_errors() -> None:
+def test_better_is_the_paired_difference_from_joint() -> None:
     result = sample()
+    result["rounds"][2]["difference_from_start"] = {"value": -0.0468, "se": 0.0047, "dof": 180.0}
     found = comparison.against_joint(result)
     assert found.verdict == "better"
-    assert found.value == pytest.approx(-0.0312 - 0.0156)
-    assert found.se == pytest.approx(2 * 0.0041)
-    assert "falls from 1.312 to 1.266, by 0.047 nats per supervised token" in found.sentence
-    assert "95% interval 0.031 to 0.063" in found.sentence
-    assert "wider than need be" in found.sentence
-
-
-def test_the_chain_skips_rounds_that_were_not_kept() -> None:
-    result = sample()
-    result["rounds"][1]["decision"] = "worse"
-    result["rounds"][2]["difference"]["value"] = -0.02
-    found = comparison.against_joint(result)
-    assert found.value == pytest.approx(-0.02)
-    assert found.se == pytest.approx(0.0041)
-    assert "wider than need be" not in found.sentence
+    assert found.value == pytest.approx(-0.0468)
+    assert found.se == pytest.approx(0.0047)
+    assert "falls from 1.3124 to 1.2656, by 0.0468 nats per supervised token" in found.sentence
+    assert "95% interval 0.0375 to 0.0561" in found.sentence
 
 
 @pytest.mark.parametrize(
@@ -146,7 +136,7 @@ def test_the_chain_skips_rounds_that_were_not_kept() -> None:
 )
 def test_undecided_and_worse_say_so(value: float, says: str, title: str) -> None:
     result = sample(rounds=2)
-    result["rounds"][1]["difference"]["value"] = value
+    result["rounds"][1]["difference_from_start"]["value"] = value
     result["rounds"][1]["objective"]["value"] = result["rounds"][0]["objective"]["value"] + value
     found = comparison.against_joint(result)
     assert (found.verdict, found.title) == (says, title)
@@ -156,7 +146,7 @@ def test_undecided_and_worse_say_so(value: float, says: str, title: str) -> None
 
 def test_no_error_means_no_claim() -> None:
     result = sample(rounds=2)
-    result["rounds"][1]["difference"] = None
+    result["rounds"][1]["difference_from_start"] = None
     found = comparison.against_joint(result)
     assert found.verdict == "undecided"
     assert "no error is known" in found.sentence

@@ -93,7 +93,9 @@ class Training(BaseModel):
     lora: Lora | None = Field(None, description="train low-rank adapters; null: all parameters")
     per_device_train_batch_size: int = Field(8, gt=0, description="rows in a micro-batch of one process")
     gradient_accumulation_steps: int = Field(1, gt=0, description="micro-batches of one optimiser step")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: the checkpoint's own")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="what is computed in; auto: the checkpoint's own, float32 on a CPU"
+    )
     gradient_checkpointing: bool = Field(False, description="less memory, more time")
     packing: bool = Field(False, description="flatten each micro-batch into one padding-free sequence")
     lr_scheduler_type: str = Field("linear", description="transformers' schedule name")

@@ -140,7 +140,7 @@ def load_function(target: str, where: str, folder: Path) -> Callable[..., Any]:
         raise InputError(
             f"{target!r} does not name a function",
             where=where,
-            mend="write 'module:function', such as 'my_scores:pass_at_1' for my_scores.py beside the config",
+            mend="write 'module:function', such as 'my_scores:pass_at_1' for my_scores.py in the working directory",
         )
     with _importing_from(folder):
         importlib.invalidate_caches()
@@ -153,9 +153,7 @@ def load_function(target: str, where: str, folder: Path) -> Callable[..., Any]:
                 if missing
                 else f"importing {module_name!r} failed: {type(error).__name__}: {error}",
                 where=where,
-                mend="put the file beside the config, or install the package that holds it"
-                if missing
-                else None,
+                mend=f"put the file into {folder}, or install the package that holds it" if missing else None,
             ) from error
     function = getattr(module, name, None)
     if not callable(function):

@@ -42,27 +42,18 @@ class Comparison:
 def against_joint(result: Mapping[str, Any]) -> Comparison:
     """Compare the best round with joint, in words that claim no more than was measured.
 
-    Each round was compared with the best before it. Along a chain of several the differences add, and their
-    standard errors are added too: an upper bound, since their correlation is not stored. Mixtures that differ by
-    more than 1% in training tokens, or in optimiser steps, are never called better or worse.
+    The figure is the paired difference of the two on the same rows (``difference_from_start``). Mixtures that differ
+    by more than 1% in training tokens, or in optimiser steps, are never called better or worse.
     """
     rounds, best = result["rounds"], int(result["best"])
     if best == 0:
         return Comparison("same", *_kept_joint(result), None, None, None)
-    value, se, dof, links = 0.0, 0.0, math.inf, 0
-    known, k = True, best
-    while k > 0:
-        difference = rounds[k].get("difference") or {}
-        if difference.get("value") is None or difference.get("se") is None:
-            known = False
-            break
-        value, se, links = value + difference["value"], se + difference["se"], links + 1
-        dof = min(dof, difference.get("dof") or math.inf)
-        k = max((j for j in range(k) if rounds[j]["decision"] in ("start", "better")), default=0)
+    difference = rounds[best].get("difference_from_start") or {}
+    value, se, dof = difference.get("value"), difference.get("se"), difference.get("dof") or math.inf
     start, chosen = rounds[0]["objective"]["value"], rounds[best]["objective"]["value"]
-    if not known:
-        value, links = chosen - start, 0
-    error = se if known else None
+    if value is None:
+        value, se = chosen - start, None
+    error = se
     what, unit = OBJECTIVES.get(result.get("objective", ""), (str(result.get("objective")), ""))
     places = decimals(half_width(error, dof) or value, 2)
     half = half_width(error, dof)
@@ -77,18 +68,13 @@ def against_joint(result: Mapping[str, Any]) -> Comparison:
     went = f"{'rises' if rise else 'falls'} {moved}, by {fall} {unit}".rstrip()
     if rise and half is not None:
         span = f"95% interval of the rise {number(value - half, places)} to {number(value + half, places)}"
-    many = (
-        " The interval adds the errors of all steps on the way, so it is wider than need be."
-        if links > 1
-        else ""
-    )
     unequal = _unequal(rounds[0], rounds[best])
     if unequal:
         return Comparison(
             "unequal",
             "Not an equal comparison",
             f"It trained with {unequal} than joint, so it is called neither better nor worse. "
-            f"The {what} {went} ({span}); part of that can come from the volume.{many}",
+            f"The {what} {went} ({span}); part of that can come from the volume.",
             value, error, dof,
         )  # fmt: skip
     says = verdict(value, error, dof)
@@ -98,9 +84,9 @@ def against_joint(result: Mapping[str, Any]) -> Comparison:
             if half is not None
             else f"The {what} {went}, but no error is known, so this run cannot tell the mixture from joint."
         )
-        return Comparison(says, "Undecided against joint", sentence + many, value, error, dof)
+        return Comparison(says, "Undecided against joint", sentence, value, error, dof)
     title = "Better than joint" if says == "better" else "Worse than joint"
-    sentence = f"At the same budget the {what} {went} ({span}).{many}"
+    sentence = f"At the same budget the {what} {went} ({span})."
     return Comparison(says, title, sentence, value, error, dof)
 
 

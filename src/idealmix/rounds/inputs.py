@@ -67,8 +67,11 @@ def load_inputs(config: Config, watch: Watch) -> Inputs:
     from idealmix.data.leaks import check_leaks
     from idealmix.data.pools import load_pool, split_reference
     from idealmix.data.tokenise import Encoder
+    from idealmix.evaluation.scores import check_score
     from idealmix.training.model import load_tokenizer
 
+    for name, setting in config.scores.items():
+        check_score(name, setting)
     tokenizer = load_tokenizer(config.model)
     encoder = Encoder(tokenizer, config.training.max_length)
     sources = {

@@ -26,7 +26,7 @@ from idealmix.rounds.inputs import Inputs
 from idealmix.rounds.team import Team
 from idealmix.rounds.watch import Watch
 from idealmix.training import train
-from idealmix.training.model import load_model
+from idealmix.training.model import computing_dtype, load_model
 from idealmix.training.record import TrainingRecord
 
 # Settings that change where or how a training is watched, not what it computes.
@@ -140,7 +140,7 @@ class Phases:
             )
             if self._team.leads:
                 record = TrainingRecord.read(part / "train" / "record.json")
-                model = load_model(record.model_folder(part / "train")).to(device())
+                model = load_model(record.model_folder(part / "train"), record.dtype or "auto").to(device())
                 write_json(part / "evaluation.json", self._evaluation(model))
                 record.write(part / "record.json")
                 shutil.rmtree(part / "train")
@@ -274,7 +274,10 @@ class Phases:
         path = str(trained.model) if trained else self.config.model
         if self._loaded is None or self._loaded[0] != path:
             self._loaded = None
-            self._loaded = (path, load_model(path).to(device()))
+            # a trained checkpoint is kept in float32 whatever it computed in; the record says which
+            dtype = trained.record.dtype if trained else None
+            dtype = dtype or computing_dtype(self.config.model, self.config.training.dtype)
+            self._loaded = (path, load_model(path, dtype).to(device()))
         return self._loaded[1]
 
     def _evaluation(self, model: Any) -> dict[str, Any]:

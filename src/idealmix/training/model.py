@@ -63,6 +63,17 @@ def weights_dtype(path: str | Path) -> str:
     return "bfloat16" if stored == "bfloat16" else "float32"
 
 
+def computing_dtype(path: str | Path, wanted: str) -> str:
+    """``float32`` or ``bfloat16``: what to compute in, where the configuration says `wanted`.
+
+    ``auto`` is the checkpoint's own type on an accelerator, and float32 on a CPU: one without bfloat16 instructions is
+    many times slower in it.
+    """
+    if wanted != "auto":
+        return wanted
+    return weights_dtype(path) if torch.cuda.is_available() else "float32"
+
+
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """The model's tokenizer; one without a pad token pads with its end token (labels are not concerned).
 

@@ -24,7 +24,7 @@ from idealmix import config
 from idealmix.errors import IdealmixError, InputError
 from idealmix.training import Progress
 from idealmix.training.arguments import trainer_arguments
-from idealmix.training.model import load_model, load_tokenizer, weights_dtype
+from idealmix.training.model import computing_dtype, load_model, load_tokenizer
 from idealmix.training.order import StepPlan, consumption_digest, plan_steps
 from idealmix.training.packed import check_packing
 from idealmix.training.planned import PlannedTrainer
@@ -55,7 +55,7 @@ def train_by_trl(
     """
     began = time.monotonic()
     path = str(Path(model).resolve()) if Path(model).is_dir() else str(model)
-    dtype = weights_dtype(path) if settings.dtype == "auto" else settings.dtype
+    dtype = computing_dtype(path, settings.dtype)
     plan = plan_steps(
         mixture,
         pools,
