@@ -90,7 +90,7 @@ def test_the_page_says_what_to_do() -> None:
         in text
     )
     assert "Better than joint" in text
-    assert "95% interval 0.031 to 0.063" in text
+    assert "95% interval 0.0387 to 0.0549" in text
     for volume in ("9,000", "1,203,420", "604,331", "152"):
         assert volume in text
     assert "helps" in text
