@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -196,16 +197,15 @@ class Phases:
 
         def produce(part: Path) -> None:
             model = self._model(trained)
-            tests = {name: self._loss(model, pool) for name, pool in self.inputs.tests.items()}
+            losses = self._losses(model, list(self.inputs.tests.items()))
             scores = {
                 name: score(
-                    name, model, self.inputs.tokenizer, self.inputs.tests[setting.test], setting
+                    name, model, self.inputs.tokenizer, self.inputs.tests[setting.test], setting,
+                    progress=partial(self._rows, name),
                 ).to_json()
                 for name, setting in config.scores.items()
-            }
-            write_json(
-                part, {"tests": {name: loss.to_json() for name, loss in tests.items()}, "scores": scores}
-            )
+            }  # fmt: skip
+            write_json(part, {"tests": {name: loss.to_json() for name, loss in losses}, "scores": scores})
 
         artifact = self._do(
             f"{where}/tests.json",
@@ -281,16 +281,26 @@ class Phases:
         return self._loaded[1]
 
     def _evaluation(self, model: Any) -> dict[str, Any]:
-        return {
-            half: {
-                name: self._loss(model, pool).to_json()
-                for name, pool in getattr(self.inputs, f"{half}_halves").items()
-            }
-            for half in ("deciding", "gradient")
-        }
+        halves = {"deciding": self.inputs.deciding_halves, "gradient": self.inputs.gradient_halves}
+        losses = self._losses(
+            model, [(half, pool) for half, pools in halves.items() for pool in pools.values()]
+        )
+        return {half: {loss.name: loss.to_json() for of, loss in losses if of == half} for half in halves}
 
-    def _loss(self, model: Any, pool: Pool) -> SetLoss:
-        return reference_loss(model, pool, self.config.influence.batch_tokens)
+    def _losses(self, model: Any, sets: Sequence[tuple[str, Pool]]) -> list[tuple[str, SetLoss]]:
+        """The loss on each set under its label; progress counts tokens over all of them."""
+        found, before, total = [], 0, sum(int(pool.tokens.sum()) for _, pool in sets)
+        for label, pool in sets:
+            advance = partial(self._tokens, before, total, f"loss on {pool.name}")
+            found.append((label, reference_loss(model, pool, self.config.influence.batch_tokens, advance)))
+            before += int(pool.tokens.sum())
+        return found
+
+    def _tokens(self, before: int, total: int, detail: str, done: int, _of_this: int) -> None:
+        self._watch.advance(before + done, total, detail)
+
+    def _rows(self, score_name: str, done: int, total: int) -> None:
+        self._watch.advance(done, total, f"generating for {score_name}")
 
     def _steps(self, done: int, total: int, facts: Mapping[str, Any]) -> None:
         loss = facts.get("loss")

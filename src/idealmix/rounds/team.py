@@ -21,10 +21,13 @@ class Team:
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         self._state: Any = None
         if self.size > 1:
+            import torch
             from accelerate import PartialState
 
             # a phase of rank 0 alone (evaluation, influence) may take hours while the others wait
-            self._state = PartialState(timeout=datetime.timedelta(days=2))
+            self._state = PartialState(
+                cpu=not torch.accelerator.is_available(), timeout=datetime.timedelta(days=2)
+            )
 
     @property
     def leads(self) -> bool:
