@@ -214,3 +214,26 @@ def test_data_and_model_mistakes_are_one_message_each(tmp_path: Path) -> None:
         assert refused.returncode == 2, (expected, refused.stderr)
         assert expected in refused.stderr
         assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_run(tmp_path: Path) -> None:
+    """gloo on CPUs by torchrun (``accelerate launch --cpu`` starts several CPU processes by MPI only)."""
+    config = project(tmp_path)
+    launched = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "idealmix",
+            "run", str(config), "--json", "--set", "training.per_device_train_batch_size=8",
+        ],
+        capture_output=True, text=True, check=False, timeout=500,
+    )  # fmt: skip
+    assert launched.returncode == 0, launched.stderr
+    two = json.loads(launched.stdout)
+    alone = idealmix("run", str(config), "--json", "--set", "output=alone")
+    one = json.loads(alone.stdout)
+    assert two["facts"]["processes"] == 2
+    assert [r["steps"] for r in two["rounds"]] == [
+        r["steps"] for r in one["rounds"]
+    ]  # the same global batches
+    for name, loss in one["rounds"][0]["losses"].items():
+        assert two["rounds"][0]["losses"][name]["mean"] == pytest.approx(loss["mean"], abs=1e-3)
