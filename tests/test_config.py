@@ -234,5 +234,7 @@ def test_any_file_is_accepted_or_refused_clearly(
 
 def test_the_config_page_is_written_from_the_schema() -> None:
     script = Path(__file__).parent.parent / "scripts" / "write_config_reference.py"
-    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, str(script), "--check"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
