@@ -287,6 +287,11 @@ def _doubts(
         return
     if settings.fisher == "empirical":
         yield "fisher empirical uses the data's own labels: that is not the Gauss-Newton matrix"
+    if settings.response == "converged":
+        yield (
+            "the converged response takes the model to be at its optimum: after a few epochs its sizes are far too "
+            "large (30 to 1000 times were measured); signs and order are what steps are made of"
+        )
     if settings.response == "finite" and metrics is None:
         yield "the optimiser left no second moments: the finite response treats it as plain gradient descent"
     tokens, widest = sum(sample.tokens for sample in drawn), max(layers, key=lambda layer: layer.d_in)

@@ -176,11 +176,11 @@ def _final(story: Story) -> dict[str, Any] | None:
     first, best = story.rounds[0], story.rounds[story.state.best]
     joint, ideal = story.scores["joint"], story.scores["ideal"]
     losses, scores = {}, {}
-    for name in joint["tests"]:
+    for name in joint["tests"] if best is not first else ():
         pair = (SetLoss.from_json(ideal["tests"][name]), SetLoss.from_json(joint["tests"][name]))
         value, se, dof = paired_difference(*pair)
         losses[name] = {"value": value, "se": finite(se), "dof": finite(dof)}
-    for name, before in joint["scores"].items():
+    for name, before in joint["scores"].items() if best is not first else ():
         after = ideal["scores"][name]
         if before["per_row"] and after["per_row"]:
             gains = np.array([after["per_row"][row] - value for row, value in before["per_row"].items()])
