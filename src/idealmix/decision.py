@@ -44,14 +44,15 @@ class Difference:
     """A difference of losses: new minus old, with the row-clustered error and its degrees of freedom.
 
     `seed_sd`: the loss's standard deviation between training seeds, from `seeds` trainings of round 0 (replicates
-    and the first); None or fewer than two: unknown, and left out of the error.
+    and the first; a fraction, where several losses of each tell about it); None or fewer than two: unknown, and left
+    out of the error.
     """
 
     value: float
     se: float
     dof: float
     seed_sd: float | None = None
-    seeds: int = 0
+    seeds: float = 0
 
     def error(self, runs: int = 1) -> tuple[float, float]:
         """Combined standard error and Satterthwaite's degrees of freedom.

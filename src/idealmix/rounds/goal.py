@@ -6,6 +6,7 @@ Flows in: the objective's name, weights, round 0's losses. Flows out: values, di
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -47,18 +48,39 @@ class Goal:
     def difference(self, new: Losses, old: Losses) -> Difference:
         """New minus old, paired by row, with the spread between seeds."""
         found = objective_difference(new, old, self.weights, self.objective, self.start)
-        return Difference(*found, *_spread(self.seed_values()))
+        return Difference(*found, *self.seed_spread())
 
     def rise(self, name: str, new: Losses) -> Difference:
         """How far one reference set's loss lies above round 0's, paired by row, with the spread between seeds."""
         found = paired_difference(new[name], self.start[name])
-        return Difference(*found, *_spread([losses[name].mean for losses in (self.start, *self.replicates)]))
+        seeds = [losses[name].mean for losses in (self.start, *self.replicates)]
+        return Difference(*found, _deviation(seeds), len(seeds))
+
+    def seed_spread(self) -> tuple[float | None, float]:
+        """The objective's standard deviation between seeds of round 0, and the number of seeds that it is worth.
+
+        A few trainings tell the spread of one figure badly. But each gives a loss on every reference set, and what the
+        seed does to one set hardly shows in another (measured on the built-in skills, docs/decisions.md): so the
+        sets' variances are added up, which is worth about as many more seeds. If that is smaller than the variance of
+        the objective itself, the sets move together, and the objective's own is taken.
+        """
+        every = (self.start, *self.replicates)
+        own = _deviation(self.seed_values())
+        if own is None:
+            return None, len(every)
+        parts = [
+            (slope * float(np.std([losses[name].mean for losses in every], ddof=1))) ** 2
+            for name, slope in self.gradient(self.start).items()
+        ]
+        total, spread = sum(parts), sum(part**2 for part in parts) / (len(every) - 1)
+        worth = 1 + total**2 / spread if spread > 0 else len(every)
+        return max(own, math.sqrt(total)), worth
 
     def seed_values(self) -> list[float]:
         """The objective of round 0 for every seed that was trained."""
         return [self.value(losses).value for losses in (self.start, *self.replicates)]
 
 
-def _spread(values: Sequence[float]) -> tuple[float | None, int]:
-    """Standard deviation between seeds, and how many there are."""
-    return (float(np.std(values, ddof=1)) if len(values) > 1 else None), len(values)
+def _deviation(values: Sequence[float]) -> float | None:
+    """Standard deviation; None from a single value."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None

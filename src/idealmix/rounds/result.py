@@ -52,7 +52,7 @@ def assemble(story: Story, inputs: Inputs, folder: RunFolder) -> dict[str, Any]:
         "replicates": {
             "count": len(story.goal.replicates),
             "objectives": values,
-            "seed_sd_objective": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+            "seed_sd_objective": story.goal.seed_spread()[0],
         },
         "best": state.best,
         "ended": state.reason,

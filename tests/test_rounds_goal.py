@@ -1,0 +1,59 @@
+"""The seed's share of the error: from few trainings, told by several reference sets."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from idealmix.decision import decide
+from idealmix.evaluation.set_loss import SetLoss
+from idealmix.rounds.goal import Goal
+
+ROWS = 400
+
+
+def losses(means: np.ndarray, noise: np.ndarray) -> dict[str, SetLoss]:
+    """Reference sets of rows with one token each; `noise` is the rows' own, the same for every model."""
+    names = [f"q{i}" for i in range(len(means))]
+    counts = np.ones(ROWS, dtype=np.int64)
+    ids = tuple(str(i) for i in range(ROWS))
+    return {
+        name: SetLoss(name, ids, mean + rows - rows.mean(), counts)
+        for name, mean, rows in zip(names, means, noise, strict=True)
+    }
+
+
+def kept(common: float, trials: int = 1500, sets: int = 4, seeds: int = 3) -> float:
+    """Share of equal mixtures that are called better. `common`: the part of the seed's variance that sets share."""
+    rng, better = np.random.default_rng(0), 0
+    for _ in range(trials):
+        rows = rng.normal(size=(sets, ROWS)) * 0.01
+
+        def train(rows: np.ndarray = rows) -> dict[str, SetLoss]:
+            shared, own = rng.normal() * common**0.5, rng.normal(size=sets) * (1 - common) ** 0.5
+            return losses(1 + 0.1 * (shared + own), rows)
+
+        start, *replicates = (train() for _ in range(seeds))
+        goal = Goal("mean_loss", {f"q{i}": 1.0 for i in range(sets)}, start, replicates)
+        better += decide(goal.difference(train(), start)).outcome == "better"
+    return better / trials
+
+
+def test_equal_mixtures_are_rarely_kept() -> None:
+    assert kept(common=0.0) <= 0.065
+    # sets that move together entirely tell no more than one does: the level may rise, but not far
+    assert kept(common=1.0) <= 0.13
+
+
+def test_several_sets_are_worth_more_seeds_than_one() -> None:
+    rng = np.random.default_rng(1)
+    rows = rng.normal(size=(4, ROWS)) * 0.01
+    runs = [losses(1 + 0.1 * rng.normal(size=4), rows) for _ in range(3)]
+    weights = {f"q{i}": 1.0 for i in range(4)}
+    deviation, worth = Goal("mean_loss", weights, runs[0], runs[1:]).seed_spread()
+    single = Goal("mean_loss", {**dict.fromkeys(weights, 0.0), "q1": 1.0}, runs[0], runs[1:])
+    assert 3 < worth <= 1 + 2 * 4
+    assert deviation is not None
+    assert single.seed_spread()[1] == pytest.approx(3)
+    assert single.seed_spread()[0] == pytest.approx(np.std([run["q1"].mean for run in runs], ddof=1))
+    assert Goal("mean_loss", weights, runs[0]).seed_spread() == (None, 1)
