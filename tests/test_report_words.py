@@ -183,3 +183,11 @@ def test_test_sets_in_one_sentence() -> None:
     text = comparison.tests_sentence(sample()["final"]["test_differences"])
     assert "better on mathematics, worse on reasoning and not to be told from joint on coding" in text
     assert comparison.tests_sentence({}) == ""
+
+
+@pytest.mark.parametrize(
+    ("model", "shown"),
+    [("org/model", "org/model"), ("/home/me/models/mine/", "mine"), ("C:\\models\\mine", "mine"), (None, None)],
+)
+def test_a_local_model_is_called_by_its_folder(model: str | None, shown: str | None) -> None:
+    assert words.model_name(model) == shown

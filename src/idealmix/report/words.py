@@ -71,6 +71,13 @@ def duration(seconds: float) -> str:
     return f"{total // 3600} h {total % 3600 // 60} min"
 
 
+def model_name(model: str | None) -> str | None:
+    """A hub name as it is; of a local folder its last part, which is what people call it."""
+    if not model or not (model.startswith(("/", "~", ".")) or "\\" in model):
+        return model
+    return model.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
+
+
 def listing(items: Sequence[str]) -> str:
     """``a``, ``a and b``, ``a, b and c``."""
     return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1] if items else ""
