@@ -237,3 +237,25 @@ def test_two_processes_make_one_run(tmp_path: Path) -> None:
     ]  # the same global batches
     for name, loss in one["rounds"][0]["losses"].items():
         assert two["rounds"][0]["losses"][name]["mean"] == pytest.approx(loss["mean"], abs=1e-3)
+
+
+def test_the_papers_rule_takes_every_step(tmp_path: Path) -> None:
+    paper = {
+        "method": "ideal-paper",
+        "allocation": {"budget": {"unit": "tokens", "size": 1400}, "max_repeats": 2},
+    }
+    finished = idealmix("run", str(project(tmp_path, scores={}, tests={}, **paper)), "--json")
+    assert finished.returncode == 0, finished.stderr
+    result = json.loads(finished.stdout)
+    assert result["best"] == len(result["rounds"]) - 1 == 2
+    for one in result["rounds"][:-1]:
+        moves = one["allocation"]["moves"].values()
+        assert not any(move["gated"] for move in moves)
+        # beta_i = - m alpha_i / max |alpha|, in whole rows, on the rows that were trained on
+        largest = max(abs(move["slope"]) for move in moves)
+        for move in moves:
+            assert move["after"] == pytest.approx(
+                move["before"] * (1 - 0.15 * move["slope"] / largest), abs=0.51
+            )
+    assert result["final"] is None
+    assert result["replicates"]["count"] == 0

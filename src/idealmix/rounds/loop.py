@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,7 @@ def tell(config: Config, inputs: Inputs, phases: Phases, watch: Watch) -> Story:
             best.mixed.mixture.counts,
             sizes,
             per_row,
-            objective_slopes(goal, best),
+            objective_slopes(goal, best, drawn_only=paper),
             allocation,
             m=state.m,
             limits=_limits(story, best),
@@ -206,20 +206,25 @@ def _train_round(
     return Round(index, m, mixed, trained, phases.evaluate(where, trained))
 
 
-def objective_slopes(goal: Goal, at: Round) -> Slopes:
-    """The objective's slope by domain at a trained round, on unused and on drawn rows."""
+def objective_slopes(goal: Goal, at: Round, *, drawn_only: bool) -> Slopes:
+    """The objective's slope by domain at a trained round, on unused and on drawn rows.
+
+    Args:
+        drawn_only: the paper's: gradients of the rows that were trained on, for growth too.
+    """
     if at.influence is None:
         raise RuntimeError("influence is measured before it is used")
-    return slopes_of(at.influence, goal.gradient(at.evaluated.deciding))
+    slopes = slopes_of(at.influence, goal.gradient(at.evaluated.deciding))
+    if not drawn_only:
+        return slopes
+    none = np.full(len(slopes.domains), np.nan)
+    return replace(slopes, growth=none, growth_se=none, growth_dof=none)
 
 
 def slopes_of(matrix: InfluenceMatrix, weights: Mapping[str, float]) -> Slopes:
     """A weighted sum of the matrix's rows, with errors that know the references' covariance."""
-    columns = []
-    for rows in ("unused", "drawn"):
-        weighted = matrix.weighted(weights, rows=rows)
-        columns += [weighted.value, weighted.se, weighted.dof]
-    return Slopes(matrix.domains, *(np.asarray(column, dtype=float) for column in columns))
+    unused, drawn = (matrix.weighted(weights, rows=rows) for rows in ("unused", "drawn"))
+    return Slopes(matrix.domains, *map(np.asarray, (*unused, *drawn)))
 
 
 def _limits(story: Story, at: Round) -> list[Limit]:
