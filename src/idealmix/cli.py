@@ -156,6 +156,30 @@ def report(path: RunPath, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def export(
+    path: RunPath,
+    target: Annotated[
+        str,
+        typer.Option(
+            "--to", help="trl, llama-factory, axolotl, ms-swift, open-instruct, nemo, hf-dataset or csv."
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", help="An absent or empty folder; default: RUN/export/TARGET.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's final mixture as files that another trainer takes as they are."""
+    from idealmix import export as exports
+
+    exported = exports.export(path, target, output)
+    if as_json:
+        _print_json(exported.to_json())
+    else:
+        typer.echo(f"wrote {exported.folder}\nThere: {exported.command}")
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option("--output", help="The run folder.")] = Path("runs/demo"),
     overrides: Overrides = None,
