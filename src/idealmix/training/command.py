@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from idealmix import config
 from idealmix.errors import IdealmixError, InputError
+from idealmix.training.disk import writing
 from idealmix.training.order import StepPlan, plan_steps
 from idealmix.training.record import TrainingRecord
 
@@ -57,7 +58,8 @@ def train_by_command(
     if made.exists():
         shutil.rmtree(made)
     made.mkdir(parents=True)
-    write_train_file(train_file, plan, pools)
+    with writing(output):
+        write_train_file(train_file, plan, pools)
     base = str(Path(model).resolve()) if Path(model).is_dir() else str(model)
     words = filled_in(settings.command or "", model=base, train_file=str(train_file), output_dir=str(made))
     _run(words, log)

@@ -5,7 +5,6 @@ Works in one process and under ``accelerate launch`` or ``torchrun``: every proc
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -24,6 +23,7 @@ from idealmix import config
 from idealmix.errors import IdealmixError, InputError
 from idealmix.training import Progress
 from idealmix.training.arguments import trainer_arguments
+from idealmix.training.disk import writing
 from idealmix.training.model import computing_dtype, load_model, load_tokenizer
 from idealmix.training.order import StepPlan, consumption_digest, plan_steps
 from idealmix.training.packed import check_packing
@@ -67,7 +67,7 @@ def train_by_trl(
         steps=steps,
     )
     arguments = trainer_arguments(settings, plan, seed=seed, dtype=dtype, folder=output / "checkpoints")
-    with quiet():
+    with quiet(), writing(output):
         trainer = _trainer(path, plan, pools, settings, arguments, dtype, progress)
         checkpoint = _checkpoint_of(trainer, _key(path, plan, pools, arguments, settings))
         _run(trainer, checkpoint)
@@ -105,7 +105,8 @@ def train_by_trl(
         warnings=warnings,
     )
     if trainer.is_world_process_zero():
-        record.write(output / "record.json")
+        with writing(output):
+            record.write(output / "record.json")
         shutil.rmtree(output / "checkpoints", ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     return record
@@ -171,12 +172,6 @@ def _run(trainer: PlannedTrainer, checkpoint: Path | None) -> None:
             where="training",
             mend="lower per_device_train_batch_size and raise gradient_accumulation_steps by as much (the "
             "result stays the same), set gradient_checkpointing: true, or train adapters (lora)",
-        ) from error
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise IdealmixError(
-            "the disk is full", where=str(trainer.args.output_dir), mend="free space and run again"
         ) from error
 
 
