@@ -2,7 +2,7 @@
 
 Flows in: the shipped base model and the demo's settings. Flows out: one JSON line a training, and the table of
 docs/results/skills.md. A search trains dozens of models, so it uses a plain loop with the objective of
-idealmix's trainer (AdamW, linear decay, loss over the supervised tokens of a step, a fixed number of steps).
+idealmix's trainer (AdamW, linear warm-up and decay, loss over the supervised tokens of a step, a fixed number of steps).
 
     python benchmarks/search_skills.py search  --output runs/skills-search.jsonl     # seed 0, chat at zero
     python benchmarks/search_skills.py confirm --output runs/skills-uniform.jsonl
@@ -96,11 +96,11 @@ def train(suite: Suite, counts: dict[str, int], seed: int, steps: int) -> torch.
         order += (pool * (count // len(pool) + 1))[:count]
     Random(f"{seed}/order").shuffle(order)
     model = AutoModelForCausalLM.from_pretrained(base_model_path(), dtype=torch.float32)
-    rate = suite.training["learning_rate"]
+    rate, warmup = suite.training["learning_rate"], suite.training["warmup_steps"]
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
     cuts = np.linspace(0, len(order), steps + 1).round().astype(int)
     for step in range(steps):
-        optimiser.param_groups[0]["lr"] = rate * (1 - step / steps)
+        optimiser.param_groups[0]["lr"] = rate * min(step / warmup, (steps - step) / (steps - warmup))
         rows = sorted(order[cuts[step] : cuts[step + 1]], key=width)
         supervised = sum(len(a) for _, a in rows)
         for i in range(0, len(rows), 16):
