@@ -11,6 +11,7 @@ from data_helpers import pool_from
 from hypothesis import given
 from hypothesis import strategies as st
 
+from idealmix.data.materialise import export_jsonl
 from idealmix.data.mixture import Mixture, draw
 from idealmix.data.rounding import largest_remainder
 from idealmix.data.seeding import seeded_order
@@ -129,7 +130,7 @@ def test_a_mixture_of_other_pools_is_refused(pools, tmp_path):
 
 def test_exported_files_say_where_they_come_from_and_are_read_again(pools, tmp_path):
     mixture = draw(pools, {"math": 10, "code": 2}, 3, max_repeats=2)
-    mixture.export_jsonl(tmp_path / "out", pools)
+    export_jsonl(mixture, tmp_path / "out", pools)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     entry = manifest["domains"]["math"]
     assert (entry["rows"], entry["unique_rows"], entry["repeats"], entry["pool_rows"]) == (10, 7, 2, 7)

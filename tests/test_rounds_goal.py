@@ -41,19 +41,31 @@ def kept(common: float, trials: int = 1500, sets: int = 4, seeds: int = 3) -> fl
 
 def test_equal_mixtures_are_rarely_kept() -> None:
     assert kept(common=0.0) <= 0.065
-    # sets that move together entirely tell no more than one does: the level may rise, but not far
-    assert kept(common=1.0) <= 0.13
+    # sets that move together entirely tell no more than one does
+    assert kept(common=1.0) <= 0.065
 
 
 def test_several_sets_are_worth_more_seeds_than_one() -> None:
     rng = np.random.default_rng(1)
     rows = rng.normal(size=(4, ROWS)) * 0.01
-    runs = [losses(1 + 0.1 * rng.normal(size=4), rows) for _ in range(3)]
     weights = {f"q{i}": 1.0 for i in range(4)}
-    deviation, worth = Goal("mean_loss", weights, runs[0], runs[1:]).seed_spread()
-    single = Goal("mean_loss", {**dict.fromkeys(weights, 0.0), "q1": 1.0}, runs[0], runs[1:])
-    assert 3 < worth <= 1 + 2 * 4
-    assert deviation is not None
+    worths = []
+    for _ in range(60):
+        runs = [losses(1 + 0.1 * rng.normal(size=4), rows) for _ in range(3)]
+        deviation, worth = Goal("mean_loss", weights, runs[0], runs[1:]).seed_spread()
+        own = np.std([np.mean([loss.mean for loss in run.values()]) for run in runs], ddof=1)
+        assert deviation is not None
+        assert deviation >= own - 1e-12
+        assert worth == pytest.approx(3) if deviation == pytest.approx(own) else 3 < worth <= 1 + 2 * 4
+        worths.append(worth)
+    assert np.mean(np.array(worths) > 3) > 0.4  # independent sets: mostly told by all of them
+
+
+def test_one_set_or_no_replicate() -> None:
+    rng = np.random.default_rng(2)
+    rows = rng.normal(size=(2, ROWS)) * 0.01
+    runs = [losses(1 + 0.1 * rng.normal(size=2), rows) for _ in range(3)]
+    single = Goal("mean_loss", {"q0": 0.0, "q1": 1.0}, runs[0], runs[1:])
     assert single.seed_spread()[1] == pytest.approx(3)
     assert single.seed_spread()[0] == pytest.approx(np.std([run["q1"].mean for run in runs], ddof=1))
-    assert Goal("mean_loss", weights, runs[0]).seed_spread() == (None, 1)
+    assert Goal("mean_loss", {"q0": 1.0, "q1": 1.0}, runs[0]).seed_spread() == (None, 1)

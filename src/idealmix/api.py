@@ -107,8 +107,8 @@ def measure_checkpoint(
     from idealmix.influence_stage import measure
     from idealmix.rounds.inputs import load_inputs
     from idealmix.rounds.loop import start_mixture_counts
-    from idealmix.rounds.phases import device
-    from idealmix.training.model import load_model
+    from idealmix.rounds.phases import device, memory_errors
+    from idealmix.training.model import computing_dtype, load_model
 
     if config.influence.response == "finite":
         raise InputError(
@@ -125,15 +125,16 @@ def measure_checkpoint(
     else:
         drawn = Mixture.read(mixture, inputs.domains)
     watch.begin("measuring influence")
-    matrix = measure(
-        load_model(model).to(device()),
-        drawn,
-        inputs.domains,
-        inputs.gradient_halves,
-        config.influence,
-        seed=config.seed,
-        progress=watch.advance,
-    )
+    with memory_errors("influence"):
+        matrix = measure(
+            load_model(model, computing_dtype(model, config.training.dtype)).to(device()),
+            drawn,
+            inputs.domains,
+            inputs.gradient_halves,
+            config.influence,
+            seed=config.seed,
+            progress=watch.advance,
+        )
     watch.end(0.0, reused=False)
     return matrix
 

@@ -7,6 +7,8 @@ traceback. Nothing heavy is imported before a command runs.
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -99,16 +101,20 @@ def run(
             _print_json({"config": settings.model_dump(mode="json"), "data": facts})
         else:
             typer.echo(configfile.dump(settings))
+            sources = facts.pop("sources")
             for block, sets in facts.items():
                 for name, fact in sets.items():
                     typer.echo(
                         f"# {block}.{name}: {fact['rows']:,} rows, {fact['tokens']:,} tokens, "
                         f"{fact['supervised_tokens']:,} supervised"
                     )
+            for name, report in sources.items():
+                for text in report["warnings"]:
+                    typer.echo(f"# {name}: {text}")
         return
     from idealmix.rounds.loop import run_rounds
 
-    with _watching(as_json, resume=f"idealmix run {config}") as (terminal, team):
+    with _watching(as_json, resume=_again("run", str(config), overrides)) as (terminal, team):
         result = run_rounds(settings, terminal, team)
     if team.leads:
         _finish(settings.output, result, as_json)
@@ -133,9 +139,13 @@ def influence(
     from idealmix.api import measure_checkpoint
 
     settings = configfile.load(config, overrides or [])
+    path = output or Path(settings.output) / "influence.json"
+    try:  # before the measurement, not after it
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"this folder cannot be made: {error.strerror}", where=str(path.parent)) from None
     with _watching(as_json) as (terminal, _):
         matrix = measure_checkpoint(settings, model, mixture, terminal)
-        path = output or Path(settings.output) / "influence.json"
         matrix.write(path)
     if as_json:
         _print_json(matrix.to_json())
@@ -195,7 +205,7 @@ def demo(
     settings = configfile.from_mapping(
         {**demo_config(data), "output": str(output.resolve())}, overrides or [], folder=Path.cwd()
     )
-    with _watching(as_json, resume=f"idealmix demo --output {output}") as (terminal, team):
+    with _watching(as_json, resume=_again("demo", "--output", str(output), overrides)) as (terminal, team):
         result = run_rounds(settings, terminal, team)
     if team.leads:
         _finish(settings.output, result, as_json)
@@ -215,7 +225,7 @@ def _watching(as_json: bool, resume: str | None = None) -> Iterator[tuple[Termin
 
     previous = signal.signal(signal.SIGTERM, stop)
     team = Team()
-    terminal = Terminal(quiet=as_json or not team.leads)
+    terminal = Terminal(quiet=as_json, silent=not team.leads)
     try:
         yield terminal, team
     except KeyboardInterrupt:
@@ -227,6 +237,14 @@ def _watching(as_json: bool, resume: str | None = None) -> Iterator[tuple[Termin
     finally:
         terminal.close()
         signal.signal(signal.SIGTERM, previous)
+
+
+def _again(*parts: str | list[str] | None) -> str:
+    """The command that goes on with a run, overrides included."""
+    words = ["idealmix"]
+    for part in parts:
+        words += [part] if isinstance(part, str) else [w for o in part or [] for w in ("--set", o)]
+    return shlex.join(words)
 
 
 def _finish(output: str, result: dict[str, Any], as_json: bool) -> None:
@@ -247,7 +265,8 @@ def main() -> None:
     except IdealmixError as error:
         from idealmix.terminal import fail
 
-        fail(error.message())
+        if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+            fail(error.message())
         sys.exit(error.exit_code)
 
 

@@ -26,15 +26,16 @@ class Terminal:
 
     Args:
         quiet: show nothing but warnings (``--json``).
+        silent: show nothing at all (a process that does not lead).
         console: for tests; default standard error.
     """
 
-    def __init__(self, quiet: bool = False, console: Console | None = None) -> None:
+    def __init__(self, quiet: bool = False, silent: bool = False, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True, highlight=False)
         if not self._console.is_terminal:
             # a log has no edge: never wrap or cut a line to a guessed width
             self._console.width = max(self._console.width, 160)
-        self._quiet = quiet
+        self._quiet, self._silent = quiet or silent, silent
         self._step, self._started, self._spoken = "", 0.0, 0.0
         self._bar: Progress | None = None
         self._task: Any = None
@@ -65,6 +66,8 @@ class Terminal:
         self._line(text)
 
     def warn(self, text: str) -> None:
+        if self._silent:
+            return
         self._clear()
         self._console.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from idealmix.data.pools import Pool
 from idealmix.data.seeding import seeded_order
@@ -107,12 +108,6 @@ class Mixture:
         }
         write_json(Path(path), content)
 
-    def export_jsonl(self, folder: str | Path, pools: Mapping[str, Pool]) -> Path:
-        """Write the rows as files for any trainer; see `idealmix.data.materialise`."""
-        from idealmix.data.materialise import export_jsonl
-
-        return export_jsonl(self, folder, pools)
-
     @classmethod
     def read(cls, path: str | Path, pools: Mapping[str, Pool]) -> Mixture:
         """Read a ``mixture.json`` and check it against the pools.
@@ -181,9 +176,14 @@ def draw(pools: Mapping[str, Pool], counts: Mapping[str, int], seed: int, *, max
     parts = {}
     for name, count in counts.items():
         pool = pools[name]
-        order = seeded_order(pool.ids, seed, "draw", name)
+        order = drawn_order(pool, seed, name)
         parts[name] = _part(pool, [pool.ids[k] for k in np.resize(order, int(count))])
     return Mixture(seed, parts)
+
+
+def drawn_order(pool: Pool, seed: int, name: str) -> NDArray[np.int64]:
+    """The permutation of a domain's pool whose prefixes are drawn."""
+    return seeded_order(pool.ids, seed, "draw", name)
 
 
 def write_json(path: Path, content: Any) -> None:

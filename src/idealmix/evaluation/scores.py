@@ -6,7 +6,9 @@ Flows in: a model, its tokenizer, a test pool, one entry of the config's `scores
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
+import inspect
 import math
 import sys
 import traceback
@@ -107,6 +109,15 @@ def check_score(name: str, setting: Score, folder: Path | None = None) -> None:
         compile_pattern(setting.exact_match, f"scores.{name}.exact_match")
     else:
         load_function(str(setting.callable), f"scores.{name}.callable", folder or Path.cwd())
+
+
+def score_digest(name: str, setting: Score, folder: Path | None = None) -> str | None:
+    """SHA-256 of the module that holds a user's function: figures of an older version are not reused."""
+    if setting.callable is None:
+        return None
+    function = load_function(setting.callable, f"scores.{name}.callable", folder or Path.cwd())
+    source = inspect.getsourcefile(inspect.unwrap(function))
+    return hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else None
 
 
 def from_rows(name: str, per_row: Mapping[str, float]) -> ScoreResult:

@@ -72,7 +72,7 @@ class RunFolder:
         Raises:
             IdealmixError: another process holds it, or the folder cannot be written.
         """
-        with _disk_errors(self.path):
+        with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             handle = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (held by the with below)
         with handle:
@@ -105,7 +105,7 @@ class RunFolder:
         begun = self.begin(name, inputs)
         if isinstance(begun, Artifact):
             return begun
-        with _disk_errors(begun.part):
+        with disk_errors(begun.part):
             produce(begun.part)
         return self.finish(begun)
 
@@ -116,7 +116,7 @@ class RunFolder:
             return done
         final = self.path / name
         part, claim = final.with_name(final.name + ".part"), self._claim(name)
-        with _disk_errors(final):
+        with disk_errors(final):
             if not (claim.exists() and claim.read_text(encoding="utf-8") == key):
                 remove(part)
             final.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ class RunFolder:
     def finish(self, begun: Begun) -> Artifact:
         """Promote a written part: the rename, then the marker."""
         final, marker = self.path / begun.name, self._marker(begun.name)
-        with _disk_errors(final):
+        with disk_errors(final):
             marker.unlink(missing_ok=True)
             remove(final)
             os.replace(begun.part, final)
@@ -229,7 +229,7 @@ def _hashes(path: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's refusals into one clear message."""
     try:
         yield

@@ -73,8 +73,9 @@ class Goal:
             for name, slope in self.gradient(self.start).items()
         ]
         total, spread = sum(parts), sum(part**2 for part in parts) / (len(every) - 1)
-        worth = 1 + total**2 / spread if spread > 0 else len(every)
-        return max(own, math.sqrt(total)), worth
+        if own > math.sqrt(total) or spread == 0:
+            return own, len(every)
+        return math.sqrt(total), 1 + total**2 / spread
 
     def seed_values(self) -> list[float]:
         """The objective of round 0 for every seed that was trained."""

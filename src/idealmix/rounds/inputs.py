@@ -5,8 +5,10 @@ Flows in: the resolved configuration. Flows out: `Inputs`, and the digests that 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idealmix.config import Config
@@ -29,6 +31,8 @@ class Inputs:
         gradient_halves: the half of each reference set whose gradient the influence uses.
         deciding_halves: the half of each reference set that decides between mixtures.
         tests: test sets by name.
+        reports: what became of every source's rows, ``{"domains.math": {...}}``.
+        model_digest: of a local base model's files; None for a hub name.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -36,6 +40,13 @@ class Inputs:
     gradient_halves: dict[str, Pool]
     deciding_halves: dict[str, Pool]
     tests: dict[str, Pool]
+    reports: dict[str, dict[str, Any]]
+    model_digest: str | None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the user should know about the data, in sentences."""
+        return [f"{name}: {text}" for name, report in self.reports.items() for text in report["warnings"]]
 
     def digests(self, block: str) -> dict[str, str]:
         """Content hashes of one block's sets, for keys and the manifest."""
@@ -44,7 +55,7 @@ class Inputs:
 
     def facts(self) -> dict[str, Any]:
         """Rows, tokens and supervised tokens of every set, for the manifest."""
-        return {
+        sizes = {
             block: {
                 name: {
                     "rows": len(pool),
@@ -56,20 +67,23 @@ class Inputs:
             }
             for block in ("domains", "gradient_halves", "deciding_halves", "tests")
         }
+        return {**sizes, "sources": self.reports}
 
 
 def load_inputs(config: Config, watch: Watch) -> Inputs:
     """Load, tokenise and check every set that the configuration names.
 
     Raises:
-        InputError: a file, row, name or overlap is wrong; see `idealmix.data`.
+        InputError: a file, row, name or overlap is wrong (see `idealmix.data`), or a training setting.
     """
     from idealmix.data.leaks import check_leaks
     from idealmix.data.pools import load_pool, split_reference
     from idealmix.data.tokenise import Encoder
     from idealmix.evaluation.scores import check_score
+    from idealmix.training.check import check_training
     from idealmix.training.model import load_tokenizer
 
+    check_training(config.training, config.model)
     for name, setting in config.scores.items():
         check_score(name, setting)
     tokenizer = load_tokenizer(config.model)
@@ -79,11 +93,13 @@ def load_inputs(config: Config, watch: Watch) -> Inputs:
         for block in ("domains", "references", "tests")
         for name, source in getattr(config, block).items()
     }
+    reports = {}
     pools: dict[str, dict[str, Pool]] = {"domains": {}, "references": {}, "tests": {}}
     for done, ((block, name), source) in enumerate(sources.items()):
         watch.advance(done, len(sources), f"{block}.{name}")
         pool = load_pool(name, source, encoder, seed=config.seed)
         pools[block][name] = pool
+        reports[f"{block}.{name}"] = pool.report.to_dict()
         for warning in pool.report.warnings:
             watch.warn(f"{block}.{name}: {warning}")
     check_leaks(pools["domains"], pools["references"], pools["tests"])
@@ -102,4 +118,21 @@ def load_inputs(config: Config, watch: Watch) -> Inputs:
         gradient_halves={name: half[0] for name, half in halves.items()},
         deciding_halves={name: half[1] for name, half in halves.items()},
         tests=pools["tests"],
+        reports=reports,
+        model_digest=model_digest(config.model),
     )
+
+
+def model_digest(path: str) -> str | None:
+    """SHA-256 that changes when a local model's files do: sizes, and the first and last MiB of each."""
+    if not Path(path).is_dir():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(p for p in Path(path).iterdir() if p.suffix in (".json", ".safetensors", ".jinja")):
+        size = file.stat().st_size
+        digest.update(f"{file.name}\0{size}\0".encode())
+        with open(file, "rb") as handle:
+            digest.update(handle.read(2**20))
+            handle.seek(max(size - 2**20, 0))
+            digest.update(handle.read())
+    return digest.hexdigest()

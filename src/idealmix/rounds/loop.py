@@ -27,6 +27,7 @@ from idealmix.rounds.goal import Goal
 from idealmix.rounds.inputs import Inputs, load_inputs
 from idealmix.rounds.phases import Evaluated, Mixed, Phases, Trained
 from idealmix.rounds.team import Team
+from idealmix.rounds.volume import Drawn, mean_volumes
 from idealmix.rounds.watch import Watch
 from idealmix.slopes import Limit, Slopes
 
@@ -74,8 +75,8 @@ def run_rounds(config: Config, watch: Watch, team: Team | None = None) -> dict[s
     """
     team = team or Team()
     folder = RunFolder(Path(config.output), watch.warn)
-    with folder.locked() if team.leads else contextlib.nullcontext():
-        team.lead(lambda: claim(folder, config))
+    with contextlib.ExitStack() as held:
+        team.lead(lambda: _claim(folder, config, held))
         watch.begin("reading the data")
         inputs = load_inputs(config, watch)
         watch.end(0.0, reused=False)
@@ -84,17 +85,27 @@ def run_rounds(config: Config, watch: Watch, team: Team | None = None) -> dict[s
         return team.lead(lambda: _finish(story, inputs, folder))
 
 
-def claim(folder: RunFolder, config: Config) -> None:
-    """Write the resolved configuration, or check that the folder holds the same one.
+def _claim(folder: RunFolder, config: Config, held: contextlib.ExitStack) -> None:
+    """Lock the folder; write the resolved configuration, or check that the folder holds the same one.
 
     Raises:
         InputError: the folder was made with another configuration; the message names every changed key.
+        IdealmixError: another process works on it.
     """
+    held.enter_context(folder.locked())
     path = folder.path / "config.yaml"
     if not path.exists():
         write_text(path, configfile.dump(config))
         return
-    old = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    try:
+        old = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        old = None
+    if not isinstance(old, dict):
+        raise InputError(
+            "the configuration of this run is damaged", where=str(path),
+            mend="restore it, or set another `output`",
+        )  # fmt: skip
     new = config.model_dump(mode="json")
     # a folder may be moved: where it lies is not part of what was run
     changed = configfile.differences({**old, "output": ""}, {**new, "output": ""})
@@ -110,9 +121,11 @@ def claim(folder: RunFolder, config: Config) -> None:
 def tell(config: Config, inputs: Inputs, phases: Phases, watch: Watch) -> Story:
     """The rounds themselves."""
     allocation, seed = config.allocation, config.seed
-    sizes, per_row = _sizes(inputs), _volumes(inputs, allocation.budget.unit)
+    paper, unit = config.method == "ideal-paper", allocation.budget.unit
+    sizes, per_row = _sizes(inputs), mean_volumes(inputs.domains, unit)
     counts = start_mixture_counts(config, inputs)
-    amount = sum(counts[name] * per_row[name] for name in counts) if allocation.budget.hold else None
+    drawn = Drawn(inputs.domains, unit, seed)
+    amount = drawn.amount(counts)
 
     base = phases.evaluate("base", None)
     first = _train_round(phases, 0, allocation.m, counts, seed, steps=None)
@@ -120,13 +133,13 @@ def tell(config: Config, inputs: Inputs, phases: Phases, watch: Watch) -> Story:
     steps = (first.trained.record.steps or None) if allocation.budget.hold else None
     weights = {name: source.weight for name, source in config.references.items()}
     goal = Goal(config.objective, weights, first.evaluated.deciding)
-    story = Story(config, base, goal, [first])
-    for number in range(1, allocation.replicates + 1):
+    story = Story(config, base, goal, [first], warnings=list(inputs.warnings))
+    # replicates tell the noise of the seed, which only a second round is compared with
+    for number in range(1, allocation.replicates + 1 if allocation.rounds > 1 else 1):
         other = seed + number * _SEED_STRIDE
         mixed = phases.mix(f"round-0/replicate-{number}-draw", counts, other)
         again = phases.replicate(f"round-0/replicate-{number}", mixed, other, steps)
         goal.replicates.append(again.deciding)
-    paper = config.method == "ideal-paper"
     state = LoopState.start(
         counts,
         m=allocation.m,
@@ -150,19 +163,12 @@ def tell(config: Config, inputs: Inputs, phases: Phases, watch: Watch) -> Story:
             objective_slopes(goal, best, drawn_only=paper),
             allocation,
             m=state.m,
-            limits=_limits(story, best),
+            limits=[] if paper else _limits(story, best),
             calibration=state.calibration,
-            amount=amount,
         )
-        phases.allocation(
-            f"round-{last.index}",
-            {
-                "from": f"round-{best.index}",
-                "state": state.to_json(),
-                "config": allocation.model_dump(mode="json"),
-            },
-            step.to_json(),
-        )
+        if allocation.budget.hold:
+            step = drawn.hold(step, amount, allocation.max_repeats)
+        phases.allocation(f"round-{last.index}", {"from": best.index, **step.to_json()})
         last.allocation = step
         state = propose(state, step)
         watch.table(*tables.allocation_table(step))
@@ -194,7 +200,8 @@ def tell(config: Config, inputs: Inputs, phases: Phases, watch: Watch) -> Story:
 
 def start_mixture_counts(config: Config, inputs: Inputs) -> dict[str, int]:
     """Rows of round 0 by domain."""
-    return start_counts(_sizes(inputs), _volumes(inputs, config.allocation.budget.unit), config.allocation)
+    unit = config.allocation.budget.unit
+    return start_counts(_sizes(inputs), mean_volumes(inputs.domains, unit), config.allocation)
 
 
 def _train_round(
@@ -248,14 +255,6 @@ def _judge(story: Story, incumbent: Round, new: Round) -> Decision:
 
 def _sizes(inputs: Inputs) -> dict[str, int]:
     return {name: len(pool) for name, pool in inputs.domains.items()}
-
-
-def _volumes(inputs: Inputs, unit: str) -> dict[str, float]:
-    """Mean volume of a pool's row in the budget's unit."""
-    if unit == "rows":
-        return dict.fromkeys(inputs.domains, 1.0)
-    per_row = {"tokens": "tokens", "supervised_tokens": "supervised"}[unit]
-    return {name: float(getattr(pool, per_row).mean()) for name, pool in inputs.domains.items()}
 
 
 def _finish(story: Story, inputs: Inputs, folder: RunFolder) -> dict[str, Any]:

@@ -6,23 +6,26 @@ the run folder, and their content. The loop decides what is done next; nothing h
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from idealmix.config import Config
+from idealmix.data.materialise import export_jsonl
 from idealmix.data.mixture import Mixture, draw
 from idealmix.data.pools import Pool
+from idealmix.errors import IdealmixError
 from idealmix.evaluation.loss import reference_loss
-from idealmix.evaluation.scores import score
+from idealmix.evaluation.scores import score, score_digest
 from idealmix.evaluation.set_loss import SetLoss
 from idealmix.influence_matrix import InfluenceMatrix
 from idealmix.influence_stage import measure
-from idealmix.rounds.folder import Artifact, RunFolder, write_json
+from idealmix.rounds.folder import Artifact, RunFolder, disk_errors, read_json, write_json
 from idealmix.rounds.inputs import Inputs
 from idealmix.rounds.team import Team
 from idealmix.rounds.watch import Watch
@@ -139,12 +142,14 @@ class Phases:
                 steps=steps,
                 progress=self._steps,
             )
-            if self._team.leads:
-                record = TrainingRecord.read(part / "train" / "record.json")
-                model = load_model(record.model_folder(part / "train"), record.dtype or "auto").to(device())
-                write_json(part / "evaluation.json", self._evaluation(model))
-                record.write(part / "record.json")
-                shutil.rmtree(part / "train")
+            self._team.lead(lambda: evaluate(part))
+
+        def evaluate(part: Path) -> None:
+            record = TrainingRecord.read(part / "train" / "record.json")
+            model = self._load(record.model_folder(part / "train"), record)
+            write_json(part / "evaluation.json", self._evaluation(model))
+            record.write(part / "record.json")
+            shutil.rmtree(part / "train")
 
         artifact = self._do(
             where,
@@ -185,10 +190,13 @@ class Phases:
         )
         return InfluenceMatrix.read(artifact.path), artifact
 
-    def allocation(self, where: str, inputs: Mapping[str, Any], content: Mapping[str, Any]) -> Artifact:
-        """Write down what was allocated; `content` follows from `inputs` alone."""
+    def allocation(self, where: str, content: Mapping[str, Any]) -> Artifact:
+        """Write down what was allocated."""
         return self._do(
-            f"{where}/allocation.json", f"{where}: allocating", inputs, lambda part: write_json(part, content)
+            f"{where}/allocation.json",
+            f"{where}: allocating",
+            {"content": content},
+            lambda part: write_json(part, content),
         )
 
     def score(self, where: str, trained: Trained | None) -> dict[str, Any]:
@@ -213,7 +221,10 @@ class Phases:
             {
                 **self._model_key(trained),
                 "tests": self.inputs.digests("tests"),
-                "scores": {name: setting.model_dump(mode="json") for name, setting in config.scores.items()},
+                "scores": {
+                    name: [setting.model_dump(mode="json"), score_digest(name, setting)]
+                    for name, setting in config.scores.items()
+                },
             },
             produce,
         )
@@ -225,7 +236,7 @@ class Phases:
             "mixture",
             "writing the final mixture",
             {"mixture": mixed.artifact.key},
-            lambda part: mixed.mixture.export_jsonl(part, self.inputs.domains),
+            lambda part: export_jsonl(mixed.mixture, part, self.inputs.domains),
         )
 
     # --- how a phase is done ---------------------------------------------------------------------------------
@@ -241,30 +252,36 @@ class Phases:
     ) -> Artifact:
         """One phase; `together`: every process runs `produce`, else rank 0 alone."""
         self._watch.begin(step)
-        if together and self._team.size > 1:
-            begun = self._team.lead(lambda: self.folder.begin(name, inputs))
-            if not isinstance(begun, Artifact):
-                produce(begun.part)
-                begun = self._team.lead(lambda: self.folder.finish(begun))
-        else:
-            begun = self._team.lead(lambda: self.folder.phase(name, inputs, produce))
+        with memory_errors(step):
+            if together and self._team.size > 1:
+                begun = self._team.lead(lambda: self.folder.begin(name, inputs))
+                if not isinstance(begun, Artifact):
+                    with disk_errors(begun.part):
+                        produce(begun.part)
+                    begun = self._team.lead(lambda: self.folder.finish(begun))
+            else:
+                begun = self._team.lead(lambda: self.folder.phase(name, inputs, produce))
         self._watch.end(begun.seconds, reused=not begun.fresh)
         return begun
 
     def _training_key(self, mixed: Mixed, seed: int, steps: int | None) -> dict[str, Any]:
         settings = self.config.training.model_dump(mode="json", exclude=_UNWATCHED)
+        # with a free volume the steps follow from the rows, and their size from the processes
+        processes = self._team.size if not self.config.allocation.budget.hold else None
         return {
-            "model": self.config.model,
+            **self._model_key(None),
             "mixture": mixed.artifact.key,
             "training": settings,
             "seed": seed,
             "steps": steps,
+            "processes": processes,
         }
 
     def _model_key(self, trained: Trained | None) -> dict[str, Any]:
         if trained is not None:
             return {"train": trained.artifact.key}
-        return {"model": self.config.model, "dtype": self.config.training.dtype}
+        dtype = computing_dtype(self.config.model, self.config.training.dtype)
+        return {"model": self.config.model, "content": self.inputs.model_digest, "dtype": dtype}
 
     def _reference_key(self) -> dict[str, Any]:
         return {half: self.inputs.digests(half) for half in ("deciding_halves", "gradient_halves")}
@@ -274,11 +291,18 @@ class Phases:
         path = str(trained.model) if trained else self.config.model
         if self._loaded is None or self._loaded[0] != path:
             self._loaded = None
-            # a trained checkpoint is kept in float32 whatever it computed in; the record says which
-            dtype = trained.record.dtype if trained else None
-            dtype = dtype or computing_dtype(self.config.model, self.config.training.dtype)
-            self._loaded = (path, load_model(path, dtype).to(device()))
+            self._loaded = (
+                path,
+                self._load(Path(path) if trained else path, trained.record if trained else None),
+            )
         return self._loaded[1]
+
+    def _load(self, path: str | Path, record: TrainingRecord | None) -> Any:
+        """A model on the device, in what it computes in: trained weights are kept in float32 whatever that was."""
+        dtype = record.dtype if record else None
+        return load_model(path, dtype or computing_dtype(self.config.model, self.config.training.dtype)).to(
+            device()
+        )
 
     def _evaluation(self, model: Any) -> dict[str, Any]:
         halves = {"deciding": self.inputs.deciding_halves, "gradient": self.inputs.gradient_halves}
@@ -308,14 +332,28 @@ class Phases:
 
 
 def _evaluated(artifact: Artifact, path: Path | None = None) -> Evaluated:
-    from idealmix.rounds.folder import read_json
-
     data = read_json(path or artifact.path)
     halves = {
         half: {name: SetLoss.from_json(sets) for name, sets in data[half].items()}
         for half in ("deciding", "gradient")
     }
     return Evaluated(halves["deciding"], halves["gradient"], artifact)
+
+
+@contextlib.contextmanager
+def memory_errors(step: str) -> Iterator[None]:
+    """Turn running out of memory into one message that names the phase and what lowers its need."""
+    import torch
+
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise IdealmixError(
+            "the memory is too small for this phase",
+            where=step,
+            mend="lower influence.batch_tokens (evaluation and influence), select fewer influence.layers, or lower "
+            "training.per_device_train_batch_size; what is finished is kept",
+        ) from error
 
 
 def device() -> str:

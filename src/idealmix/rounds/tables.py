@@ -52,7 +52,9 @@ def influence_table(matrix: InfluenceMatrix) -> Table:
         [
             reference,
             *(
-                f"{_short(matrix.alpha[q, i], matrix.se_population[q, i])} "
+                words[q][i]
+                if words[q][i] == "not measured"
+                else f"{_short(matrix.alpha[q, i], matrix.se_population[q, i])} "
                 + words[q][i].replace("cannot be told from zero", "unclear")
                 for i in range(len(matrix.domains))
             ),

@@ -1,0 +1,86 @@
+"""Volumes in the budget's unit: of a pool's row on average, and of the rows that a seed really draws.
+
+Flows in: pools, counts, a seed. Flows out: volumes, and an allocation whose drawn rows hold the budget: rows of one pool
+differ in length, so counts that hold it on average can miss it by some per cent.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from idealmix.allocation import Allocation
+from idealmix.data.mixture import drawn_order
+from idealmix.data.pools import Pool
+
+
+def row_volumes(pool: Pool, unit: str) -> np.ndarray:
+    """(N,) the volume of each row."""
+    return {
+        "tokens": pool.tokens,
+        "supervised_tokens": pool.supervised,
+        "rows": np.ones(len(pool), np.int64),
+    }[unit]
+
+
+def mean_volumes(pools: Mapping[str, Pool], unit: str) -> dict[str, float]:
+    """Mean volume of a row of each pool."""
+    return {name: float(row_volumes(pool, unit).mean()) for name, pool in pools.items()}
+
+
+class Drawn:
+    """Volumes of the prefixes that `data.mixture.draw` takes with one seed."""
+
+    def __init__(self, pools: Mapping[str, Pool], unit: str, seed: int) -> None:
+        self._pools = pools
+        self._sums = {
+            name: np.concatenate([[0], np.cumsum(row_volumes(pool, unit)[drawn_order(pool, seed, name)])])
+            for name, pool in pools.items()
+        }
+
+    def amount(self, counts: Mapping[str, int]) -> int:
+        """The volume of all rows that these counts draw."""
+        return sum(self._one(name, count) for name, count in counts.items())
+
+    def _one(self, name: str, count: int) -> int:
+        whole, rest = divmod(count, len(self._pools[name]))
+        return int(whole * self._sums[name][-1] + self._sums[name][rest])
+
+    def _nearest(self, name: str, volume: float, low: int, high: int) -> int:
+        """The count between `low` and `high` whose rows come nearest to a volume."""
+        above = low + bisect.bisect_left(
+            range(low, high + 1), volume, key=lambda count: self._one(name, count)
+        )
+        return min(
+            {max(above - 1, low), min(above, high)},
+            key=lambda count: (abs(self._one(name, count) - volume), count),
+        )
+
+    def hold(self, step: Allocation, amount: float, max_repeats: int) -> Allocation:
+        """The same step with its movers' counts changed by a few rows, so that the rows drawn amount to `amount`.
+
+        The mover with the heaviest rows is changed first, the lightest last; none turns round, and domains that keep
+        their count keep it. What remains is about half a row.
+        """
+        counts = step.counts
+        mean = {name: self._sums[name][-1] / len(self._pools[name]) for name in counts}
+        movers = [name for name, move in step.moves.items() if move.after != move.before]
+        for name in sorted(movers, key=lambda name: (-mean[name], name)):
+            before, after = step.moves[name].before, counts[name]
+            most = max_repeats * len(self._pools[name])
+            low, high = (before + 1, most) if after > before else (0, before - 1)
+            wanted = self._one(name, after) + amount - self.amount(counts)
+            counts[name] = self._nearest(name, wanted, low, high)
+        moves = {
+            name: replace(
+                move,
+                after=counts[name],
+                beta=counts[name] / move.before - 1 if move.before else move.beta,
+                repeats=counts[name] / len(self._pools[name]),
+            )
+            for name, move in step.moves.items()
+        }
+        return replace(step, moves=moves, amount_after=float(self.amount(counts)))
