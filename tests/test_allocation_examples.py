@@ -89,15 +89,37 @@ def test_one_domain_at_a_held_budget_stays():
 
 
 def test_which_rows_speak():
-    """Unused rows when they would help; drawn ones when dropping them would; none when they disagree; drawn ones when exhausted."""
+    """Unused rows where they would help; drawn ones where dropping them would; none where they disagree; drawn ones if exhausted."""
     sizes = {**SIZES, "law": 500}
-    measured = slopes(NAMES, [-0.2, 0.3, 0.3, NAN], 0.01, drawn=[0.9, 0.4, -0.5, -0.1])
+    measured = slopes(NAMES, [-0.2, 0.3, 0.3, NAN], 0.01, drawn=[-0.9, 0.4, -0.5, -0.1])
     out = allocate(COUNTS, sizes, ROWS, measured, settings("rows", m=0.2))
     assert [out.moves[n].slope for n in NAMES] == [-0.2, 0.4, None, -0.1]
     assert out.counts == {"math": 1100, "code": 850, "chat": 1000, "law": 1050}
     assert "rows disagree" in out.moves["chat"].note
     assert "50 of the new rows are repetitions" in out.moves["law"].note
     assert out.moves["law"].repeats == 2.1
+
+
+def test_of_two_promises_the_clearer_one_is_taken():
+    """Growing math and shrinking math both promise a gain: the noisy promise does not hide the clear one."""
+    names = ["math", "code"]
+
+    def move(growth, growth_se, drawn, drawn_se, growth_dof=50.0):
+        measured = slopes(names, [growth, 0], [growth_se, 1], drawn=[drawn, 0], drawn_se=[drawn_se, 1])
+        measured.growth_dof[0] = growth_dof
+        counts, sizes = {"math": 1000, "code": 1000}, {"math": 5000, "code": 5000}
+        return allocate(counts, sizes, ROWS, measured, settings("rows", m=0.2)).moves["math"]
+
+    shrinks = move(-0.001, 0.05, 0.5, 0.02)
+    assert (shrinks.after, shrinks.slope, shrinks.gated) == (800, 0.5, False)
+    assert shrinks.note.startswith("less of it lowers the loss (so might more of it, less clearly)")
+    grows = move(-0.5, 0.02, 0.9, 0.5)
+    assert (grows.after, grows.slope) == (1200, -0.5)
+    assert grows.note.startswith("more of it lowers the loss (so might less of it, less clearly)")
+    # as clear as can be, both: the larger t; an unknown error and one degree of freedom are no clarity
+    assert move(-0.5, 1e-9, 0.9, 1e-9).slope == 0.9
+    assert move(-0.5, np.inf, 0.1, 0.02).slope == 0.1
+    assert move(-0.5, 0.05, 0.1, 0.02, growth_dof=1.0).slope == 0.1
 
 
 def test_bounds_cut_the_step():

@@ -64,6 +64,8 @@ def test_no_domain_changes_by_more_than_m_and_half_a_row_or_two(s, m):
 def chosen_slope(s: Situation, n: str) -> float | None:
     i = list(s.slopes.domains).index(n)
     grow, drawn = s.slopes.growth[i], s.slopes.drawn[i]
+    if grow < 0 < drawn:  # equal errors here
+        return float(drawn if drawn > -grow else grow)
     if grow < 0:
         return float(grow)
     return float(drawn) if drawn > 0 or (math.isnan(grow) and drawn < 0) else None

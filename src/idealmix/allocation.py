@@ -136,8 +136,9 @@ def allocate(
 ) -> Allocation:
     """One step from the current counts along the objective's slopes.
 
-    1. A domain's slope is the unused rows' if that is negative (it would grow), else the drawn rows' if that is
-       positive (it would shrink), else it stays: the two kinds of rows disagree. Without unused rows: the drawn.
+    1. A domain's slope is the unused rows' if that is negative (it would grow), the drawn rows' if that is positive
+       (it would shrink), of both the clearer one (`chosen`); of neither, it stays: the two kinds of rows disagree.
+       Without unused rows: the drawn.
     2. The gate: a domain moves only where |slope| exceeds t se at the family-wise 5% level (Holm over all domains;
        two-sided t, which also covers that the kind of rows is chosen by its sign).
     3. ``scaled`` (IDEAL, arXiv 2505.12762, section 4.1): beta_i = - m slope_i / max |slope| over the movers.

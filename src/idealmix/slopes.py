@@ -7,12 +7,14 @@ loss. Pure numpy and scipy.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from idealmix.certainty import p_value
 from idealmix.volumes import Array
 
 Mask = NDArray[np.bool_]
@@ -64,18 +66,35 @@ class Limit:
 
 
 def chosen(slopes: Slopes, n: Array) -> tuple[Array, Array, Array, list[str]]:
-    """The slope that each domain's move would act on, its error, and what there is to say."""
+    """The slope that each domain's move would act on, its error, and what there is to say.
+
+    A negative growth slope promises a gain from growing, a positive drawn slope one from shrinking. Where only one
+    promises a gain, it is taken; where neither does, the two kinds of rows disagree and the domain stays. Where both
+    do, the one that stands out of its error more clearly is taken: the smaller p-value, which at equal degrees of
+    freedom is the larger ``|slope| / se`` (growth where they are equal). Else a noisy promise of one would be chosen,
+    gated, and hide a clear one of the other. A gate of two-sided t tests at level a covers this choice: a false move
+    needs growth far below zero or drawn far above it, each of chance a / 2 at most.
+    """
     slope, se, dof = (np.full(len(n), np.nan) for _ in range(3))
     notes = []
     for i in range(len(n)):
         grow, drawn = slopes.growth[i], slopes.drawn[i]
+        unused_rows = (grow, slopes.growth_se[i], slopes.growth_dof[i])
+        drawn_rows = (drawn, slopes.drawn_se[i], slopes.drawn_dof[i])
         if n[i] == 0:
             note = "stays: it has no rows, so its influence cannot be measured"
+        elif grow < 0 and drawn > 0:
+            if _doubt(*drawn_rows) < _doubt(*unused_rows):
+                slope[i], se[i], dof[i] = drawn_rows
+                note = "less of it lowers the loss (so might more of it, less clearly)"
+            else:
+                slope[i], se[i], dof[i] = unused_rows
+                note = "more of it lowers the loss (so might less of it, less clearly)"
         elif grow < 0:
-            slope[i], se[i], dof[i] = grow, slopes.growth_se[i], slopes.growth_dof[i]
+            slope[i], se[i], dof[i] = unused_rows
             note = "more of it lowers the loss"
         elif drawn > 0 or (np.isnan(grow) and drawn <= 0):
-            slope[i], se[i], dof[i] = drawn, slopes.drawn_se[i], slopes.drawn_dof[i]
+            slope[i], se[i], dof[i] = drawn_rows
             note = "less of it lowers the loss" if drawn > 0 else "repeating it lowers the loss"
         elif np.isnan(grow) or np.isnan(drawn):
             note = "stays: its influence was not measured"
@@ -83,3 +102,8 @@ def chosen(slopes: Slopes, n: Array) -> tuple[Array, Array, Array, list[str]]:
             note = "stays: its rows disagree (neither more unused rows nor fewer drawn ones lower the loss)"
         notes.append(note)
     return slope, se, dof, notes
+
+
+def _doubt(value: float, se: float, dof: float) -> tuple[float, float]:
+    """Smaller for what stands out more: the p-value, and where that is too small for a float, minus |t|."""
+    return p_value(value, se, dof), -abs(value) / se if se > 0 else -math.inf
