@@ -118,7 +118,7 @@ def test_turning_round_twice_damps_m():
 def test_the_papers_loop_takes_every_mixture():
     state = after(begin(keep="all", m=0.15, rounds=3), WORSE)
     assert (state.best, state.m, state.action) == (1, 0.15, "measure")
-    assert after(state, LEANS_BADLY).reason == "Ended: all 3 rounds are done. Round 2 is the best."
+    assert after(state, LEANS_BADLY).reason == "Ended: all 3 rounds are done. The last mixture is taken."
 
 
 def test_calibration_learns_the_size_of_predictions():

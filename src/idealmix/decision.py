@@ -326,7 +326,8 @@ def _ended(state: LoopState, said: str) -> LoopState:
         why = f"Ended: all {state.rounds} rounds are done."
     else:
         return replace(state, reason=said)
-    return replace(state, action="end", reason=f"{why} Round {state.best} is the best.")
+    taken = "The last mixture is taken." if state.keep == "all" else f"Round {state.best} is the best."
+    return replace(state, action="end", reason=f"{why} {taken}")
 
 
 def _with_signs(
