@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from idealmix import configfile
-from idealmix.config import Config
+from idealmix.config import Allocation, Config
+from idealmix.decision import Decision, LoopState, next_step
 from idealmix.errors import InputError
+from idealmix.evaluation.objective import objective_gradient
 
 GOOD = """\
 model: some/model
@@ -238,3 +240,19 @@ def test_the_config_page_is_written_from_the_schema() -> None:
         [sys.executable, str(script), "--check"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_what_worst_and_patience_say_is_what_they_do():
+    """Weights only choose among the losses of ``worst``; patience is what is borne, not what ends the loop."""
+    slopes = objective_gradient({"a": 2.0, "b": 1.0, "c": 9.0}, {"a": 0.1, "b": 5.0, "c": 0.0}, "worst")
+    assert {name for name, slope in slopes.items() if slope} == {"a"}
+    assert "largest loss, in nats, among the sets of positive weight" in described(Config, "objective")
+    ended = LoopState.start({"a": 1}, m=0.1, rounds=9, patience=1)
+    worse = Decision("worse", 1.0, 0.1, 9.0, 1.0, (), "")
+    assert (once := next_step(ended, worse)).action != "end"
+    assert next_step(once, worse).action == "end"
+    assert "borne; one more ends the loop" in described(Allocation, "patience")
+
+
+def described(block, key):
+    return block.model_fields[key].description

@@ -170,7 +170,9 @@ class Allocation(Settings):
     max_repeats: int = Field(4, gt=0, description="largest number of times that one row is drawn")
     gate: bool = Field(True, description="move only what stands out of its standard error")
     rounds: int = Field(3, gt=0, description="trainings of the loop, round 0 included")
-    patience: int = Field(1, ge=0, description="rounds without improvement before the loop ends")
+    patience: int = Field(
+        1, ge=0, description="rounds in a row without improvement that are borne; one more ends the loop"
+    )
     replicates: int = Field(2, ge=0, description="extra seeds of round 0: the seed's share of the error")
 
 
@@ -199,7 +201,8 @@ class Config(Settings):
     )
     objective: Literal["mean_loss", "relative", "worst"] = Field(
         "mean_loss",
-        description="how the references' losses are joined: weighted mean, mean of loss over its value in round 0, or the worst of those",
+        description="how the references' losses are joined: weighted mean; the same of each loss over its value in round 0; "
+        "or worst: the largest loss, in nats, among the sets of positive weight (weights only say which sets count)",
     )
     constraints: Annotated[dict[str, Constraint], BeforeValidator(_none_is_empty)] = Field(
         default_factory=dict, description="no-regression limits by reference set"
