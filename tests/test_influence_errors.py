@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -184,7 +185,8 @@ def test_a_single_row_has_no_known_error():
     training, references = WORLD.sample(rng)
     training[0] = tuple(each[:1] for each in training[0])
     found = WORLD.matrix(WORLD.moments(training, references), True)
-    assert np.isinf(found.entries("drawn").se).all()  # the mixture's gradient rests on it as well
+    assert np.isinf(found.entries("drawn").se[:, 0]).all()
+    assert np.isinf(found.change({"a": 0.1, "b": -0.1}, {"p": 1.0}).se)
     assert found.to_json()["se_population"][0][0] is None
     assert found.to_json()["covariance"][0][0][0] is None
     assert np.isfinite(WORLD.matrix(found.moments, False).entries("acting").se).all()
@@ -195,6 +197,34 @@ def test_a_single_row_has_no_known_error():
     assert np.isinf(found.se_population[1]).all()
     assert np.isfinite(found.weighted({"p": 1.0}).se).all()
     assert {word for word in found.signs()[1]} == {"cannot be told from zero"}
+
+
+def test_a_single_row_leaves_the_other_domains_errors_known():
+    """Centred, it takes part in all of them: with the scatter of the most scattered set's rows, and it is said."""
+    rng = np.random.default_rng(0)
+    training, references = WORLD.sample(rng)
+    training[0] = tuple(each[:1] for each in training[0])
+    found = WORLD.matrix(WORLD.moments(training, references), True)
+    for kind in ("drawn", "acting"):
+        assert np.isinf(found.entries(kind).se[:, 0]).all()
+        assert np.isfinite(found.entries(kind).se[:, 1:]).all()
+    assert [word for word, *_ in found.signs()] == ["cannot be told from zero"] * 2
+    assert np.isfinite(found.change({"b": 0.1, "c": -0.1}, {"p": 1.0}).se)
+    scatter = max(
+        (found.moments.rows[s] * found.moments.training[s] for s in range(6)), key=lambda each: each.trace()
+    )
+    known = InfluenceMatrix.covariance(replace(found, moments=replace(found.moments, rows=np.full(6, 9.0))))
+    lent = (V["a"] * V["c"]) ** 2 * scatter
+    np.testing.assert_allclose(found.covariance()[2], known[2] + lent)
+    np.testing.assert_allclose(found.entries().se[:, 2] ** 2, np.diag(found.covariance()[2]))
+    (text,) = found.warnings
+    assert text.startswith(
+        "a: a single drawn row was measured, so the errors of its own influence are unknown"
+    )
+    assert InfluenceMatrix.from_json(json.loads(json.dumps(found.to_json()))).warnings == found.warnings
+    # without any set of two rows nothing is known
+    alone = [tuple(each[:1] for each in part) if part else None for part in training]
+    assert np.isinf(WORLD.matrix(WORLD.moments(alone, references), True).entries("drawn").se).all()
 
 
 def test_degrees_of_freedom_are_those_of_the_weakest_part(sampled):

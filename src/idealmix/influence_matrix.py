@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from idealmix.certainty import holm, p_value
@@ -45,7 +46,8 @@ class InfluenceMatrix:
         layers: parts of `moments.mean`, (R, 2 D) by layer name; they sum to it.
         losses: of the gradient halves by reference set, nats per supervised token.
         facts: how it was measured (settings, counts): further keys of ``influence.json``.
-        warnings: texts for the user.
+        warnings: texts for the user. One is added where a domain has a single measured row: its own errors are
+            unknown, and where it takes part in the others' (centred) a guess stands for it (`Moments.lent`).
     """
 
     domains: tuple[str, ...]
@@ -57,6 +59,10 @@ class InfluenceMatrix:
     losses: Mapping[str, float]
     facts: Mapping[str, Any]
     warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        said = [text for text in self._single_rows() if text not in self.warnings]
+        object.__setattr__(self, "warnings", (*self.warnings, *said))
 
     @property
     def units(self) -> str:
@@ -126,15 +132,17 @@ class InfluenceMatrix:
         b = np.array([float(beta.get(name, 0.0)) for name in self.domains])
         K = np.where(b[:, None] > 0, self._coefficients("acting"), self._coefficients("drawn"))
         K = np.where(b[:, None] == 0, 0.0, K)
-        return Estimate(*(part[0] for part in self._estimate(self._weights(weights), (b @ K)[None])))
+        about = (b != 0)[None]
+        return Estimate(*(part[0] for part in self._estimate(self._weights(weights), (b @ K)[None], about)))
 
     def covariance(self, kind: Kind = "acting") -> Array:
         """(D, R, R) of alpha[:, i] over the references: any weighting w has variance w' covariance w."""
         K, m = self._coefficients(kind), self.moments
-        found = np.einsum("is,sqp->iqp", K**2, m.training)
-        own = np.einsum("is,qst,it->iq", K, m.reference, K)
-        alone = np.eye(len(self.references)) * own[:, :, None]
-        unknown = ((K != 0) & (m.rows == 1)).any(1)[:, None, None] | np.diag(m.reference_rows == 1)
+        found = np.einsum("is,sqp->iqp", K**2, np.nan_to_num(m.lent))
+        by_reference = np.einsum("is,qst,it->iq", K, m.reference, K)
+        alone = np.eye(len(self.references)) * by_reference[:, :, None]
+        own = np.tile(np.eye(len(self.domains), dtype=bool), 2)
+        unknown = m.unknown(K, own)[:, None, None] | np.diag(m.reference_rows == 1)
         return np.where(unknown, np.nan, found + alone)
 
     def interval(self, q: str | int, i: str | int, level: float = 0.95) -> tuple[float, float]:
@@ -189,10 +197,27 @@ class InfluenceMatrix:
         K[~(np.where(unused, has[1], True) & has[0])] = np.nan
         return K.reshape(D, 2 * D)
 
-    def _estimate(self, w: Array, K: Array, *, subsample: bool = False) -> Estimate:
+    def _estimate(
+        self, w: Array, K: Array, about: NDArray[np.bool_] | None = None, *, subsample: bool = False
+    ) -> Estimate:
+        """`Moments.combine`; `about`: (I, D), the domains that a row of K is about, None: each its own."""
         measured = np.asarray(np.isfinite(K).all(1))
-        found = self.moments.combine(w, np.where(measured[:, None], K, 0.0), subsample=subsample)
+        about = np.eye(len(self.domains), dtype=bool) if about is None else about
+        own = np.tile(about, 2)  # drawn and unused rows
+        found = self.moments.combine(w, np.where(measured[:, None], K, 0.0), own, subsample=subsample)
         return Estimate(*(np.where(measured, part, np.nan) for part in found))
+
+    def _single_rows(self) -> list[str]:
+        """What to say of domains of which a single row was measured."""
+        said = []
+        D = len(self.domains)
+        for name, drawn, unused in zip(self.domains, self.moments.rows[:D], self.moments.rows[D:]):
+            kinds = [kind for kind, rows in (("drawn", drawn), ("unused", unused)) if rows == 1]
+            if kinds:
+                text = f"{name}: a single {' and a single '.join(kinds)} row was measured, so the errors of its own influence are unknown"
+                others = "; in the other domains' errors the largest scatter of any set's rows stands for it"
+                said.append(text + (others if self.centred and drawn == 1 and D > 1 else ""))
+        return said
 
     def _weights(self, weights: Mapping[str, float]) -> Array:
         unknown = sorted(set(weights) - set(self.references))

@@ -53,7 +53,8 @@ class Moments:
 
     Attributes:
         mean: (Q, S), gbar_q' R gbar_s; 0 where s has no rows.
-        training: (S, Q, Q), covariance of mean[:, s] over its rows; 0 where it cannot be known (one row).
+        training: (S, Q, Q), covariance of mean[:, s] over its rows; 0 where it cannot be known (one row; see
+            `lent`).
         reference: (Q, S, S), covariance of mean[q, :] over the rows of q; the same.
         rows: (S,), measured rows of each training set.
         fraction: (S,), their share of all rows of the set.
@@ -95,22 +96,47 @@ class Moments:
             dof=np.array([0.0 if rows is None else _freedom(rows) for rows in [*training, *references]]),
         )
 
-    def combine(self, w: Array, K: Array, *, subsample: bool = False) -> Estimate:
+    @property
+    def lent(self) -> Array:
+        """`training`, with a covariance lent to the sets of one row: that of one row of the most scattered set.
+
+        (S, Q, Q). A single row tells nothing about its scatter. Where it only takes part in a sum over all sets, leaving
+        it out would make the sum too sure, and infinity would hide what is known of the others; the largest scatter
+        of a row in any set (by trace) is the guess on the safe side. NaN where no set has two rows.
+        """
+        one_row = self.training * self.rows[:, None, None]
+        largest = np.argmax(np.trace(one_row, axis1=1, axis2=2))
+        guess = one_row[largest] if (self.rows > 1).any() else np.full_like(one_row[largest], np.nan)
+        return np.where((self.rows == 1)[:, None, None], guess, self.training)
+
+    def unknown(self, K: Array, own: Array | None = None) -> Array:
+        """(I,), which rows of K rest on a covariance that nothing is known of.
+
+        Args:
+            own: (I, S), the sets that a row of K is about; there a single row is not enough. None: all.
+        """
+        about = np.ones(K.shape, dtype=bool) if own is None else own.astype(bool)
+        nothing_lent = not (self.rows > 1).any()
+        return np.asarray(((K != 0) & (self.rows == 1) & (about | nothing_lent)).any(1))
+
+    def combine(self, w: Array, K: Array, own: Array | None = None, *, subsample: bool = False) -> Estimate:
         """``sum_q sum_s w_q K[i, s] mean[q, s]`` for every row i of K.
 
         Args:
             w: (Q,), weights of the reference sets.
             K: (I, S), coefficients of the training sets.
+            own: (I, S), see `unknown`: which errors a set of one row makes infinite. The others are lent one, with
+                one degree of freedom.
             subsample: only the error of having measured a sample of the training rows (finite population: 0 where
                 all were measured); else that of other rows from the same sources, on both sides.
 
         Both factors of a product carry noise, and each side's error is computed with the other's noise in it: the
         part that is the product of both noises is counted twice, which errs on the safe side.
         """
-        by_training = K**2 * np.einsum("q,sqp,p->s", w, self.training, w)
+        variance = np.nan_to_num(np.einsum("q,sqp,p->s", w, self.lent, w))
+        by_training = K**2 * variance
         by_reference = w**2 * np.einsum("is,qst,it->iq", K, self.reference, K)
-        # the error of a single row is not known, wherever it takes part
-        by_training[(K != 0) & (self.rows == 1) & bool(np.any(w))] = np.inf
+        by_training[self.unknown(K, own)[:, None] & (K != 0) & (self.rows == 1) & bool(np.any(w))] = np.inf
         by_reference[np.any(K, 1)[:, None] & (w != 0) & (self.reference_rows == 1)] = np.inf
         if subsample:
             left = 1 - self.fraction
