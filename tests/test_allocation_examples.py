@@ -82,6 +82,28 @@ def test_nothing_significant_is_an_equilibrium():
     assert out.reason == "Equilibrium: no domain's influence stands out of its error."
 
 
+def test_an_unknown_error_is_not_called_an_equilibrium():
+    inf = np.inf
+    for se, reason in (
+        (
+            [inf, 1, 1, 1],
+            "the influence of math has no known error, and no other domain's influence stands out of its error",
+        ),
+        (
+            [inf, inf, 1, 1],
+            "the influence of code, math has no known error, and no other domain's influence stands out of",
+        ),
+        ([inf, inf, inf, inf], "the influence of chat, code, law, math has no known error."),
+    ):
+        out = allocate(COUNTS, SIZES, ROWS, slopes(NAMES, [-1, 1, 0.5, -0.5], se=se), settings())
+        assert out.equilibrium
+        assert out.reason.startswith(f"Nothing moves: {reason}")
+        assert out.moves["math"].note == "stays: its influence's error is not known"
+    assert "within its error (p = " in allocate(
+        COUNTS, SIZES, ROWS, slopes(NAMES, [-1, 1, 0.5, -0.5], se=[inf, 1, 1, 1]), settings()
+    ).moves["code"].note  # fmt: skip
+
+
 def test_one_domain_at_a_held_budget_stays():
     out = allocate({"math": 10}, {"math": 99}, {"math": 3.0}, slopes(["math"], [-1.0]), settings())
     assert out.equilibrium

@@ -171,7 +171,9 @@ def allocate(
     slope, se, dof, notes = chosen(slopes, n)
     p = np.array([p_value(*entry) for entry in zip(slope, se, dof)])
     gated = ~holm(p) & ~np.isnan(slope) if settings.gate else np.zeros(len(names), dtype=bool)
+    unknown = gated & ~np.isfinite(se)
     notes = [f"stays: within its error (p = {_p(q)})" if g else note for g, q, note in zip(gated, p, notes)]
+    notes = ["stays: its influence's error is not known" if u else note for u, note in zip(unknown, notes)]
     movers = ~np.isnan(slope) & ~gated & (slope != 0)
     beta = np.where(movers, -m * slope / np.max(np.abs(slope[movers]), initial=1e-300), 0.0)
 
@@ -219,7 +221,9 @@ def allocate(
         amount_after=float(rows @ weight),
         predicted=slopes.predict(real)[0],
         moves=moves,
-        reason=_reason(moves, movers, beta, change, hold, said),
+        reason=_reason(
+            moves, [name for name, u in zip(names, unknown) if u], movers, beta, change, hold, said
+        ),
     )
 
 
@@ -316,11 +320,21 @@ def _note(
 
 
 def _reason(
-    moves: Mapping[str, Move], movers: Mask, beta: Array, change: Array, hold: bool, said: str
+    moves: Mapping[str, Move],
+    unknown: Sequence[str],
+    movers: Mask,
+    beta: Array,
+    change: Array,
+    hold: bool,
+    said: str,
 ) -> str:
     changed = {name: move for name, move in moves.items() if move.after != move.before}
     parts = [f"{name} {move.beta:+.1%}".replace("-", "−") for name, move in changed.items()]
     tail = f"; {said}" if said else ""
+    if unknown and not movers.any():
+        measured = sum(move.slope is not None for move in moves.values()) > len(unknown)
+        others = ", and no other domain's influence stands out of its error" if measured else ""
+        return f"Nothing moves: the influence of {', '.join(unknown)} has no known error{others}{tail}."
     if not movers.any():
         return f"Equilibrium: no domain's influence stands out of its error{tail}."
     if not changed:
