@@ -1,11 +1,10 @@
-"""Draws are exact, nested and the same for the same seed; counts are rounded exactly; files come back as written."""
+"""Draws are exact, nested and the same for the same seed; files come back as written."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 
-import numpy as np
 import pytest
 from data_helpers import pool_from
 from hypothesis import given
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 
 from idealmix.data.materialise import export_jsonl
 from idealmix.data.mixture import Mixture, draw
-from idealmix.data.rounding import largest_remainder
 from idealmix.data.seeding import seeded_order
 from idealmix.errors import InputError
 
@@ -140,56 +138,3 @@ def test_exported_files_say_where_they_come_from_and_are_read_again(pools, tmp_p
     again = pool_from(tmp_path / "out" / entry["file"])
     assert [row_id.split("#")[0] for row_id in again.ids] == mixture.row_ids["math"]
     assert again.tokens.sum() == mixture.tokens_by_domain["math"]
-
-
-@st.composite
-def roundings(draw_):
-    size = draw_(st.integers(1, 6))
-    low = draw_(st.lists(st.integers(0, 20), min_size=size, max_size=size))
-    high = [lowest + draw_(st.integers(0, 1000)) for lowest in low]
-    total = draw_(st.integers(sum(low), sum(high)))
-    share = st.one_of(st.just(0.0), st.floats(1e-6, 1e6))
-    return draw_(st.lists(share, min_size=size, max_size=size)), total, low, high
-
-
-@given(roundings())
-def test_rounding_is_exact_within_bounds_and_in_order(case):
-    shares, total, low, high = case
-    got = largest_remainder(shares, total, low, high)
-    assert got.sum() == total
-    assert (got >= low).all()
-    assert (got <= high).all()
-    # where no bound binds, a larger share never gets fewer rows
-    free = [k for k in range(len(shares)) if low[k] < got[k] < high[k] and shares[k] > 0]
-    for i in free:
-        for j in free:
-            assert shares[i] <= shares[j] * (1 + 1e-9) or got[i] >= got[j]
-
-
-@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=8), st.integers(0, 100_000))
-def test_rounding_without_bounds_stays_within_one_row(shares, total):
-    got = largest_remainder(shares, total)
-    assert np.abs(got - total * np.array(shares) / sum(shares)).max() < 1 + 1e-6
-    assert got.sum() == total
-
-
-def test_rounding_examples():
-    assert largest_remainder([0.5, 0.3, 0.2], 7).tolist() == [4, 2, 1]  # 3.5, 2.1, 1.4
-    assert largest_remainder([10, 10, 20], 40).tolist() == [10, 10, 20]
-    assert largest_remainder([9, 1], 10, lower=[0, 3]).tolist() == [7, 3]
-    assert largest_remainder([9, 1, 0], 10, upper=[5, 3, 9]).tolist() == [5, 3, 2]
-    assert largest_remainder([1, 1, 1], 4).tolist() == [2, 1, 1]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (([1, -1], 3), "entry 1: its share is negative"),
-        (([1, float("nan")], 3), "not a number"),
-        (([1, 1], 30, 0, 10), "30 rows were asked for, and the bounds allow 0 to 20"),
-        (([1, 1], 3, [5, 0], [4, 9]), "exceeds its largest"),
-    ],
-)
-def test_impossible_roundings(arguments, message):
-    with pytest.raises(InputError, match=message):
-        largest_remainder(*arguments)
