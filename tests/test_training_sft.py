@@ -349,6 +349,36 @@ def test_unknown_options_name_the_nearest_and_neutral_ones_pass(base, tmp_path):
     assert run(base, tmp_path, label_smoothing_factor=0.0, loss_type="nll", steps=2).steps == 2
 
 
+def test_adafactor_trains_and_keeps_no_second_moments(base, tmp_path):
+    record = run(base, tmp_path, optim="adafactor", steps=2)
+    assert record.optimiser["name"] == "Adafactor"
+    assert record.optimiser["betas"] is record.optimiser["eps"] is None
+    assert "adafactor keeps no second moments" in record.warnings[0]
+    assert not (tmp_path / "second_moments.safetensors").exists()
+
+
+def test_settings_whose_package_is_missing_are_named(base, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: False)
+    with pytest.raises(
+        InputError, match=r"training\.report_to: 'wandb' cannot be reported to: .*pip install"
+    ):
+        run(base, tmp_path, report_to="wandb")
+    monkeypatch.setattr("transformers.trainer_optimizer.is_bitsandbytes_available", lambda: False)
+    with pytest.raises(
+        InputError, match=r"training\.optim: the optimiser adamw_8bit cannot be made: .*install"
+    ):
+        run(base, tmp_path, optim="adamw_8bit")
+
+
+def test_memory_that_ends_while_the_trainer_is_made_is_told_as_while_it_trains(base, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(SFTTrainer, "__init__", full)
+    with pytest.raises(IdealmixError, match="memory is too small for this training"):
+        run(base, tmp_path)
+
+
 def test_packing_is_refused_where_rows_would_see_each_other(base, tmp_path, monkeypatch):
     forward = LlamaForCausalLM.forward
 

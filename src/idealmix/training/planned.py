@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from idealmix.errors import IdealmixError
+from idealmix.errors import IdealmixError, InputError
 from idealmix.training import Progress
 from idealmix.training.order import Slot, StepPlan
 
@@ -100,6 +100,20 @@ class PlannedTrainer(SFTTrainer):
             collate_fn=self.data_collator,
             pin_memory=self.args.device.type == "cuda",
         )
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """TRL's own; one that lacks its package or an option is the user's to mend."""
+        try:
+            return super().create_optimizer(model)
+        except torch.OutOfMemoryError:
+            raise
+        except (ImportError, RuntimeError, ValueError, TypeError) as error:
+            name = getattr(self.args.optim, "value", self.args.optim)
+            raise InputError(
+                f"the optimiser {name} cannot be made: {error}",
+                where="training.optim",
+                mend="install or set what it asks for, or use optim: adamw_torch",
+            ) from error
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None

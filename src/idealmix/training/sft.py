@@ -79,7 +79,7 @@ def train_by_trl(
     warnings = []
     if not moments:
         warnings.append(
-            f"{settings.optim} keeps no second moments: the finite response treats it as plain gradient descent"
+            f"{settings.optim} keeps no second moments like AdamW's: the finite response treats it as plain gradient descent"
         )
     if hasattr(getattr(trainer.model, "config", None), "output_router_logits"):
         warnings.append("mixture-of-experts model: its load-balancing loss is switched off while training")
@@ -137,8 +137,18 @@ def _trainer(
             packing=settings.packing,
             progress=progress,
         )
+    except torch.OutOfMemoryError as error:
+        raise _out_of_memory() from error
     except (ValueError, TypeError, ImportError) as error:
         raise InputError(f"the trainer refuses these settings: {error}", where="training") from error
+    except RuntimeError as error:
+        if "Callback" not in str(error):
+            raise
+        raise InputError(  # so transformers words a tracker that is not installed
+            f"{settings.report_to!r} cannot be reported to: {error}",
+            where="training.report_to",
+            mend="install the tracker, or set report_to: none",
+        ) from error
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -167,12 +177,16 @@ def _run(trainer: PlannedTrainer, checkpoint: Path | None) -> None:
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.OutOfMemoryError as error:
-        raise IdealmixError(
-            "the accelerator's memory is too small for this training",
-            where="training",
-            mend="lower per_device_train_batch_size and raise gradient_accumulation_steps by as much (the "
-            "result stays the same), set gradient_checkpointing: true, or train adapters (lora)",
-        ) from error
+        raise _out_of_memory() from error
+
+
+def _out_of_memory() -> IdealmixError:
+    return IdealmixError(
+        "the accelerator's memory is too small for this training",
+        where="training",
+        mend="lower per_device_train_batch_size and raise gradient_accumulation_steps by as much (the "
+        "result stays the same), set gradient_checkpointing: true, or train adapters (lora)",
+    )
 
 
 def _key(
@@ -226,16 +240,18 @@ def _second_moments(trainer: PlannedTrainer) -> tuple[dict[str, torch.Tensor], d
     optimiser: Any = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
     model: Any = trainer.model
     group = optimiser.param_groups[0]
+    eps = group.get("eps")  # Adafactor has two
     facts = {
         "name": type(optimiser).__name__,
         "betas": list(group["betas"]) if "betas" in group else None,
-        "eps": group.get("eps"),
+        "eps": eps if isinstance(eps, int | float) else None,
         "weight_decay": trainer.args.weight_decay,
     }
     moments = {}
     for name, parameter in model.named_parameters():
         state = optimiser.state.get(parameter, {})
-        if "exp_avg_sq" not in state:
+        # Adafactor has the key too, without betas, and only for vectors
+        if "exp_avg_sq" not in state or "betas" not in group:
             continue
         moment = state["exp_avg_sq"]
         if hasattr(moment, "full_tensor"):  # sharded by FSDP: every process takes part
