@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import json
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from idealmix.data.conversation import Conversation
 from idealmix.data.formats import Reading
 from idealmix.errors import InputError
 
+NOON = datetime.datetime(2020, 1, 1, 12)
 ROWS = [{"prompt": f"Question {n}?", "response": f"Answer {n}, “quoted”,\nsecond line"} for n in range(3)]
 ASKED = {"role": "user", "content": "Hi"}
 SAID = {"role": "assistant", "content": "Hello"}
@@ -293,3 +295,29 @@ def test_conversations_survive_storage():
     text = Conversation("b", [], None, "It rains.")
     assert Conversation.from_json("b", text.to_json()) == text
     assert text.answer is None
+
+
+@pytest.mark.parametrize(
+    ("row", "place"),
+    [
+        (
+            {"messages": [ASKED, {**SAID, "when": NOON}]},
+            r"row 1, message 2: 'when' cannot be written as JSON",
+        ),
+        ({"messages": [ASKED, {**SAID, "raw": b"x"}]}, r"row 1, message 2: 'raw' cannot be written as JSON"),
+        ({"messages": [ASKED, SAID], "tools": [{"name": "f", "when": NOON}]}, r"row 1: 'tools' cannot"),
+    ],
+)
+def test_values_that_json_does_not_have_are_refused_with_their_place(tmp_path, row, place):
+    parquet.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=place):
+        read(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+def test_a_file_that_may_not_be_read_is_an_input_error(tmp_path, name):
+    path = tmp_path / name
+    # a file for everyone to open, whose first byte cannot be read, by root neither
+    path.symlink_to("/proc/self/mem")
+    with pytest.raises(InputError, match="cannot be read"):
+        read(path)

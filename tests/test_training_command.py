@@ -98,6 +98,16 @@ def test_commands_that_cannot_work_are_refused(tmp_path):
         train("m", tiny_mixture(POOLS), POOLS, settings, seed=0, output=tmp_path)
 
 
+def test_a_script_that_the_system_cannot_start_is_refused(tmp_path):
+    script = tmp_path / "train"
+    script.write_text("exit 0\n")  # no first line that names its interpreter
+    script.chmod(0o755)
+    for program in (script, tmp_path):
+        settings = Training(backend="command", command=f"{program} {{train_file}} {{output_dir}}")
+        with pytest.raises(InputError, match="cannot be started"):
+            train("m", tiny_mixture(POOLS), POOLS, settings, seed=0, output=tmp_path / "out")
+
+
 def test_places_are_filled_word_by_word_without_a_shell():
     words = filled_in(
         "python t.py --data={train_file} --out '{output_dir}/x y' $HOME",

@@ -144,6 +144,27 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def read_file(path: Path) -> Rows:
+    """The rows of a file, by its suffix.
+
+    Raises:
+        InputError: it cannot be read, or is not what its suffix says.
+    """
+    try:
+        yield from READERS[path.suffix.lower()](path)
+    except OSError as error:
+        raise unreadable(error, path) from error
+
+
+def unreadable(error: OSError, path: str | Path) -> InputError:
+    """What a file says that the system does not let us read."""
+    return InputError(
+        f"cannot be read: {error.strerror or error}",
+        where=str(error.filename or path),
+        mend="see that it is a file and that you may read it",
+    )
+
+
 #: By suffix, in the order in which messages name them.
 READERS: dict[str, Callable[[Path], Rows]] = {
     ".jsonl": _json_lines,

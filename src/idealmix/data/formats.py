@@ -14,7 +14,7 @@ from typing import Any
 
 from idealmix import config
 from idealmix.data.conversation import Conversation
-from idealmix.data.files import READERS, Rows, first_line, without_nulls
+from idealmix.data.files import READERS, Rows, first_line, read_file, unreadable, without_nulls
 from idealmix.data.shapes import shaped
 from idealmix.errors import InputError
 
@@ -38,7 +38,10 @@ class Reading:
 
     def __init__(self, source: config.Source) -> None:
         self.source = source
-        self._found = _find(source)
+        try:
+            self._found = _find(source)
+        except OSError as error:
+            raise unreadable(error, source.path) from error
         self.files = self._found if isinstance(self._found, list) else []
         self.shapes: Counter[str] = Counter()
         self.unused: set[str] = set()
@@ -71,7 +74,7 @@ class Reading:
     def _rows(self) -> Rows:
         if isinstance(self._found, list):
             for path in self._found:
-                yield from READERS[path.suffix.lower()](path)
+                yield from read_file(path)
         else:
             for number, row in enumerate(self._found, 1):
                 yield f"{self.source.path}, row {number}", without_nulls(row)

@@ -183,6 +183,8 @@ def _message(message: Any, place: str) -> dict[str, Any]:
             f"unknown role {role!r}", where=place, mend="accepted are: " + ", ".join(sorted(_ROLES))
         )
     out = {key: value for key, value in message.items() if value is not None}
+    for key in out.keys() - {"role", "content"}:  # templates may read any key, so none is left out in silence
+        _storable(out[key], key, place)
     if isinstance(out.get("content"), list):
         out["content"] = "".join(_part(part, place) for part in out["content"])
     if calls := out.pop("tool_calls", None):
@@ -226,7 +228,20 @@ def _tools(row: Row, place: str) -> list[Any] | None:
             where=place,
             mend="give a list of objects",
         )
+    _storable(tools, "tools", place)
     return tools
+
+
+def _storable(value: Any, key: str, place: str) -> None:
+    """Refuse what JSON does not have, such as the dates and bytes of a Parquet file."""
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{key!r} cannot be written as JSON: {error}",
+            where=place,
+            mend="write it as text or a plain number, or leave the key out",
+        ) from error
 
 
 def _parsed(value: Any) -> Any:

@@ -127,26 +127,27 @@ def write_train_file(path: Path, plan: StepPlan, pools: Mapping[str, Pool]) -> N
 def _run(words: list[str], log: Path) -> None:
     last: deque[str] = deque(maxlen=12)
     try:
-        with log.open("w", encoding="utf-8") as file:
-            process = subprocess.Popen(
-                words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-            )
-            try:
-                for line in process.stdout or ():
-                    file.write(line)
-                    file.flush()
-                    last.append(line.rstrip())
-                code = process.wait()
-            except BaseException:
-                process.terminate()
-                process.wait()
-                raise
-    except (FileNotFoundError, PermissionError) as error:
+        process = subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        )
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in a word
         raise InputError(
             f"the program cannot be started: {error}",
             where="training.command",
-            mend="give a program on the PATH, or its full path; shell syntax (|, &&, $VAR) is not read",
+            mend="give a program on the PATH, or its full path; a script needs its first line (#!/bin/sh) and "
+            "to be executable; shell syntax (|, &&, $VAR) is not read",
         ) from error
+    try:
+        with writing(log.parent), log.open("w", encoding="utf-8") as file:
+            for line in process.stdout or ():
+                file.write(line)
+                file.flush()
+                last.append(line.rstrip())
+        code = process.wait()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
     if code != 0:
         raise IdealmixError(
             f"the command ended with status {code}; its last lines:\n    " + "\n    ".join(last),
