@@ -59,14 +59,27 @@ def trainer_arguments(
     Raises:
         InputError: an extra key is unknown or refused.
     """
-    stated: dict[str, Any] = {
-        "output_dir": str(folder),
-        "seed": seed,
+    stated = _stated(settings, plan.micro_batches, dtype)
+    _check(settings.extra_arguments, stated)
+    return stated | settings.extra_arguments | {"output_dir": str(folder), "seed": seed}
+
+
+def check_extras(settings: config.Training, *, dtype: str) -> None:
+    """Refuse extra keys as `trainer_arguments` would, before there is a plan.
+
+    Raises:
+        InputError: an extra key is unknown or refused.
+    """
+    _check(settings.extra_arguments, _stated(settings, settings.gradient_accumulation_steps, dtype))
+
+
+def _stated(settings: config.Training, micro_batches: int, dtype: str) -> dict[str, Any]:
+    return {
         # the plan's data loader is one epoch that holds all of the planned epochs
         "num_train_epochs": 1,
         "max_steps": -1,
         "per_device_train_batch_size": settings.per_device_train_batch_size,
-        "gradient_accumulation_steps": plan.micro_batches,
+        "gradient_accumulation_steps": micro_batches,
         "average_tokens_across_devices": True,
         "loss_type": "nll",
         "label_smoothing_factor": 0.0,
@@ -108,10 +121,9 @@ def trainer_arguments(
         "report_to": settings.report_to,
         "push_to_hub": False,
     }
-    return stated | _checked_extras(settings.extra_arguments, stated)
 
 
-def _checked_extras(extras: dict[str, Any], stated: dict[str, Any]) -> dict[str, Any]:
+def _check(extras: dict[str, Any], stated: dict[str, Any]) -> None:
     from trl import SFTConfig
 
     known = {field.name for field in dataclasses.fields(SFTConfig)}
@@ -130,4 +142,3 @@ def _checked_extras(extras: dict[str, Any], stated: dict[str, Any]) -> dict[str,
                 where=where,
                 mend=f"did you mean {near[0]}?" if near else "see docs/config.md for the keys of training",
             )
-    return dict(extras)

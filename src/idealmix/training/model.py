@@ -63,6 +63,17 @@ def weights_dtype(path: str | Path) -> str:
     return "bfloat16" if stored == "bfloat16" else "float32"
 
 
+def positions(path: str | Path) -> int | None:
+    """How many tokens the model can tell apart by position; None where it does not say."""
+    folder = Path(path)
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        adapter = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        return positions(adapter["base_model_name_or_path"])
+    config = _causal_config(str(path))
+    most = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return most if isinstance(most, int) and most > 0 else None
+
+
 def computing_dtype(path: str | Path, wanted: str) -> str:
     """``float32`` or ``bfloat16``: what to compute in, where the configuration says `wanted`.
 

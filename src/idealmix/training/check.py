@@ -1,0 +1,59 @@
+"""Refuses training settings that cannot work, before any data is read.
+
+Flows in: ``config.Training`` and the base model's name or folder. Flows out: nothing, or an error that names the key.
+"""
+
+from __future__ import annotations
+
+import os
+
+from idealmix import config
+from idealmix.errors import InputError
+from idealmix.training.arguments import check_extras
+from idealmix.training.command import filled_in
+from idealmix.training.model import computing_dtype, positions
+
+# What idealmix itself uses where an outside command trains: the tokenisation and the evaluation.
+_BESIDE_A_COMMAND = {"backend", "command", "max_length", "dtype"}
+
+
+def check_training(settings: config.Training, model: str) -> None:
+    """Check the block as a whole.
+
+    Raises:
+        InputError: an unknown or refused key; a command without a place for its file or its checkpoint, beside keys that
+            it does not see, or in several processes; rows longer than the model has positions.
+    """
+    if settings.backend == "command":
+        _check_command(settings)
+    else:
+        check_extras(settings, dtype=computing_dtype(model, settings.dtype))
+    most = positions(model)
+    if most is not None and settings.max_length > most:
+        raise InputError(
+            f"{settings.max_length} tokens a row, and the model has {most} positions (max_position_embeddings)",
+            where="training.max_length",
+            mend=f"set it to {most} or less, or extend the model's positions in its config.json first",
+        )
+
+
+def _check_command(settings: config.Training) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            "with backend: command every process would run the command",
+            where="training.backend",
+            mend="start the run as one process; your command may start as many as it likes",
+        )
+    filled_in(settings.command or "", model="", train_file="", output_dir="")
+    fields = config.Training.model_fields
+    ignored = [
+        key
+        for key, value in settings
+        if key not in _BESIDE_A_COMMAND and (key not in fields or value != fields[key].default)
+    ]
+    if ignored:
+        raise InputError(
+            f"backend: command does not use {', '.join(ignored)}",
+            where=f"training.{ignored[0]}",
+            mend="such settings belong into your command; remove them here",
+        )
