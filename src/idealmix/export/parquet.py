@@ -43,19 +43,19 @@ def columns(mixture: Materialised) -> datasets.Features:
 
 def write_parquet(path: Path, domain: Domain, features: datasets.Features) -> Path:
     """Write one domain; `features` are those of the whole mixture."""
-    import pyarrow as pa
+    import datasets
     import pyarrow.parquet as pq
 
     with pq.ParquetWriter(path, features.arrow_schema) as writer:
-        for rows in _groups(_row(record, domain.name) for record in domain.records()):
-            encoded = [features.encode_example({name: row.get(name) for name in features}) for row in rows]
-            writer.write_table(pa.Table.from_pylist(encoded, schema=features.arrow_schema))
+        for rows in _groups(_row(record, domain.name, features) for record in domain.records()):
+            writer.write_table(datasets.Dataset.from_list(rows, features=features).data.table)
     return path
 
 
-def _row(record: dict[str, Any], domain: str) -> dict[str, Any]:
+def _row(record: dict[str, Any], domain: str, columns: Iterable[str]) -> dict[str, Any]:
     tools = {"tools": json.dumps(record["tools"], ensure_ascii=False)} if "tools" in record else {}
-    return {**record, **tools, "domain": domain}
+    row = {**record, **tools, "domain": domain}
+    return {name: row.get(name) for name in columns}
 
 
 def _groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

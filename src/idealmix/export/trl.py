@@ -30,7 +30,7 @@ def write(mixture: Materialised, output: Path) -> tuple[list[Path], str]:
     for domain in mixture.filled:
         file = write_parquet(output / f"{stems[domain.name]}.parquet", domain, features)
         files.append(file)
-        datasets.append({"path": "parquet", "data_files": file.name, "split": "train", "columns": used})
+        datasets.append({"path": "parquet", "data_files": file.name, "split": "train", "columns": list(used)})
     settings: dict[str, Any] = {
         "model_name_or_path": mixture.model,
         "datasets": datasets,
