@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from idealmix import config
-from idealmix.certainty import holm, p_value
+from idealmix.certainty import holm, p_text, p_value
 from idealmix.errors import InputError
 from idealmix.slopes import Limit, Mask, Slopes, chosen
 from idealmix.volumes import Array, fill, row_bounds, whole_rows
@@ -172,7 +172,9 @@ def allocate(
     p = np.array([p_value(*entry) for entry in zip(slope, se, dof)])
     gated = ~holm(p) & ~np.isnan(slope) if settings.gate else np.zeros(len(names), dtype=bool)
     unknown = gated & ~np.isfinite(se)
-    notes = [f"stays: within its error (p = {_p(q)})" if g else note for g, q, note in zip(gated, p, notes)]
+    notes = [
+        f"stays: within its error (p = {p_text(q)})" if g else note for g, q, note in zip(gated, p, notes)
+    ]
     notes = ["stays: its influence's error is not known" if u else note for u, note in zip(unknown, notes)]
     movers = ~np.isnan(slope) & ~gated & (slope != 0)
     beta = np.where(movers, -m * slope / np.max(np.abs(slope[movers]), initial=1e-300), 0.0)
@@ -353,10 +355,6 @@ def _reason(
         one = int(movers.sum()) == 1
         text += f"; {'the one mover trades' if one else 'all movers pull the same way, so they trade'} with the rest"
     return f"{text}{tail}."
-
-
-def _p(p: float) -> str:
-    return f"{p:.2f}" if p >= 0.01 else f"{p:.1g}"
 
 
 def _number(value: float) -> float | None:

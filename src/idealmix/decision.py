@@ -27,14 +27,14 @@ from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
-from scipy.special import stdtr, stdtrit
+from scipy.special import stdtrit
 
 from idealmix.allocation import Allocation
+from idealmix.certainty import LEVEL, finite_dof, p_below, p_text, satterthwaite
 
 Outcome = Literal["better", "worse", "undecided"]
 Action = Literal["measure", "allocate", "train", "end"]
 
-LEVEL = 0.05  # one-sided, of each test
 GROW, DOUBLE, HALVE = 1.5, 2.0, 0.5
 LARGEST_M = 1.0  # a domain at most doubles in one round, or goes
 
@@ -62,8 +62,8 @@ class Difference:
         """
         rows = self.se**2
         seed = 2 * self.seed_sd**2 / runs if self.seed_sd is not None and self.seeds > 1 else 0.0
-        spread = _ratio(rows**2, self.dof) + (_ratio(seed**2, self.seeds - 1) if seed else 0.0)
-        return math.sqrt(rows + seed), _finite((rows + seed) ** 2 / spread if spread else math.inf)
+        dof = satterthwaite([rows, seed], [self.dof, self.seeds - 1]) if seed else self.dof
+        return math.sqrt(rows + seed), finite_dof(dof)
 
     @property
     def seed_known(self) -> bool:
@@ -107,10 +107,10 @@ def decide(
         constraints: by reference set, this round's loss minus round 0's and the largest accepted rise.
     """
     se, dof = objective.error()
-    p = _p_below(objective.value, se, dof)
+    p = p_below(objective.value, se, dof)
     violated = []
     for name, (rise, most) in (constraints or {}).items():
-        if _p_below(most - rise.value, *rise.error()) < LEVEL:
+        if p_below(most - rise.value, *rise.error()) < LEVEL:
             violated.append(name)
     measured = f"{objective.value:+.4f} ± {se:.4f}".replace("-", "−")
     caveat = (
@@ -127,12 +127,12 @@ def decide(
     if p < LEVEL:
         outcome, reason = (
             "better",
-            f"Better: the objective changed by {measured} (one-sided p = {_p(p)}{caveat}).",
+            f"Better: the objective changed by {measured} (one-sided p = {p_text(p)}{caveat}).",
         )
     elif 1 - p < LEVEL:
         outcome, reason = (
             "worse",
-            f"Worse: the objective changed by {measured} (one-sided p = {_p(1 - p)}{caveat}).",
+            f"Worse: the objective changed by {measured} (one-sided p = {p_text(1 - p)}{caveat}).",
         )
     else:
         outcome = "undecided"
@@ -145,7 +145,9 @@ def decide(
 
 def _what_a_replicate_would_do(objective: Difference) -> str:
     (se, dof), (with_two, dof_two) = objective.error(), objective.error(runs=2)
-    seen, seen_two = (float(stdtrit(_finite(d), 1 - LEVEL)) * s for s, d in ((se, dof), (with_two, dof_two)))
+    seen, seen_two = (
+        float(stdtrit(finite_dof(d), 1 - LEVEL)) * s for s, d in ((se, dof), (with_two, dof_two))
+    )
     if not objective.seed_known:
         return f"Changes from {seen:.4f} could be seen, if the seed made no difference."
     if seen_two > 0.95 * seen:
@@ -346,22 +348,3 @@ def _with_signs(
 
 def _sign(change: int) -> int:
     return (change > 0) - (change < 0)
-
-
-def _ratio(top: float, bottom: float) -> float:
-    return top / bottom if math.isfinite(bottom) and bottom > 0 else 0.0
-
-
-def _finite(dof: float) -> float:
-    return dof if math.isfinite(dof) else 1e9  # scipy's t takes large degrees of freedom, not infinite ones
-
-
-def _p_below(value: float, se: float, dof: float) -> float:
-    """One-sided p of "the true value is below zero"; without any error the sign alone tells."""
-    if se == 0:
-        return 0.5 if value == 0 else 0.0 if value < 0 else 1.0
-    return float(stdtr(_finite(dof), value / se))
-
-
-def _p(p: float) -> str:
-    return f"{p:.2f}" if p >= 0.01 else f"{p:.1g}"

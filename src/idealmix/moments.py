@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from idealmix.certainty import satterthwaite
+
 Array = NDArray[np.float64]
 
 
@@ -143,7 +145,10 @@ class Moments:
             by_training = np.where(left > 0, by_training * np.where(left > 0, left, 1.0), 0.0)
             by_reference = np.zeros_like(by_reference)
         parts = np.concatenate([by_training, by_reference], 1)
-        return Estimate(K @ (self.mean.T @ w), np.sqrt(parts.sum(1)), _satterthwaite(parts, self.dof))
+        sets = np.concatenate([self.rows, self.reference_rows])
+        dof = np.where(sets == 1, 1.0, self.dof)
+        freedom = np.array([satterthwaite(row, dof) for row in parts])
+        return Estimate(K @ (self.mean.T @ w), np.sqrt(parts.sum(1)), freedom)
 
     def to_json(self) -> dict[str, Any]:
         """Nested lists by attribute."""
@@ -170,13 +175,3 @@ def _freedom(rows: Rows) -> float:
     tokens = rows.weights * rows.supervised
     effective = float(tokens.sum() ** 2 / (tokens @ tokens))
     return max(effective - 1, 1.0) if len(tokens) > 1 else 0.0
-
-
-def _satterthwaite(variances: Array, dof: Array) -> Array:
-    """(I,) degrees of freedom of sums of independent variances (I, P); 1 where a part is not known."""
-    known = np.asarray(np.isfinite(variances).all(1))
-    finite = np.where(known[:, None], variances, 0.0)
-    spread = (finite**2 / np.maximum(dof, 1)).sum(1)
-    nothing_varies = np.full(len(finite), dof.sum())
-    found = np.divide(finite.sum(1) ** 2, spread, out=nothing_varies, where=spread > 0)
-    return np.where(known, found, 1.0)

@@ -11,13 +11,14 @@ Var r = N/(N-1) sum e_n^2 / C^2 (the linearised ratio estimator; Cochran, Sampli
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from idealmix.certainty import satterthwaite as satterthwaite  # for who sums such errors
 from idealmix.errors import IdealmixError
 
 Array = NDArray[np.float64]
@@ -138,12 +139,3 @@ def known(error: float) -> float | None:
 
 def _size(loss: SetLoss) -> str:
     return f"{len(loss)} rows of {loss.tokens} supervised tokens"
-
-
-def satterthwaite(variances: Sequence[float], dofs: Sequence[float]) -> float:
-    """Degrees of freedom of a sum of independent estimates (Satterthwaite 1946); their sum where nothing varies."""
-    total = sum(variances)
-    if not math.isfinite(total):
-        return min(dofs)
-    spread = sum(v**2 / dof for v, dof in zip(variances, dofs))
-    return total**2 / spread if spread > 0 else sum(dofs)

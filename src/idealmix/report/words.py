@@ -10,12 +10,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from scipy.special import stdtr, stdtrit
+from scipy.special import stdtrit
+
+from idealmix import certainty
+from idealmix.certainty import LEVEL
 
 Sign = Literal["helps", "hurts", "cannot be told from zero", "not tested", "not measured"]
 Verdict = Literal["better", "worse", "undecided", "same", "unequal"]
 
-LEVEL = 0.05
 UNITS = {"tokens": "training tokens", "supervised_tokens": "supervised tokens", "rows": "rows"}
 OBJECTIVES = {
     "mean_loss": ("weighted mean loss", "nats per supervised token"),
@@ -100,9 +102,7 @@ def half_width(se: float | None, dof: float | None = None) -> float | None:
 
 def p_value(value: float, se: float, dof: float | None = None) -> float:
     """Two-sided p of `value` against zero (t distribution; None: normal)."""
-    if se <= 0:
-        return 1.0 if value == 0 else 0.0
-    return 2 * float(stdtr(_dof(dof), -abs(value) / se))
+    return certainty.p_value(value, max(se, 0.0), _dof(dof))
 
 
 def signs(
@@ -156,7 +156,7 @@ def verdict(
 
 
 def _dof(dof: float | None) -> float:
-    # stdtrit and stdtr take a large number of degrees of freedom, not infinity, everywhere
+    # stdtrit takes a large number of degrees of freedom, not infinity
     return 1e9 if dof is None or not math.isfinite(dof) else max(dof, 1.0)
 
 
