@@ -111,17 +111,19 @@ class Moments:
         guess = one_row[largest] if (self.rows > 1).any() else np.full_like(one_row[largest], np.nan)
         return np.where((self.rows == 1)[:, None, None], guess, self.training)
 
-    def unknown(self, K: Array, own: Array | None = None) -> Array:
+    def unknown(self, K: Array, own: NDArray[np.bool_] | None = None) -> Array:
         """(I,), which rows of K rest on a covariance that nothing is known of.
 
         Args:
             own: (I, S), the sets that a row of K is about; there a single row is not enough. None: all.
         """
-        about = np.ones(K.shape, dtype=bool) if own is None else own.astype(bool)
+        about = np.ones(K.shape, dtype=bool) if own is None else own
         nothing_lent = not (self.rows > 1).any()
         return np.asarray(((K != 0) & (self.rows == 1) & (about | nothing_lent)).any(1))
 
-    def combine(self, w: Array, K: Array, own: Array | None = None, *, subsample: bool = False) -> Estimate:
+    def combine(
+        self, w: Array, K: Array, own: NDArray[np.bool_] | None = None, *, subsample: bool = False
+    ) -> Estimate:
         """``sum_q sum_s w_q K[i, s] mean[q, s]`` for every row i of K.
 
         Args:
