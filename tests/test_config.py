@@ -167,6 +167,18 @@ def test_ideal_paper_is_the_paper(tmp_path: Path) -> None:
     assert (config.influence.centred, config.influence.layers) == (False, "mlp")
 
 
+def test_later_errors_get_the_line_of_their_key(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD + "training:\n  lerning_rate: 1\n")
+    found = configfile.locate(InputError("unknown", where="training.lerning_rate", mend="m"), path)
+    assert found.where == f"{path}, line 5, training.lerning_rate"
+    assert (
+        configfile.locate(InputError("x", where="training.epochs"), path).where
+        == f"{path}, line 4, training.epochs"
+    )
+    for where in ("some/file.jsonl:3", None):
+        assert configfile.locate(InputError("x", where=where), path).where == where
+
+
 def test_differences_name_the_key() -> None:
     old = {"a": 1, "b": {"c": 2, "d": 3}, "gone": 1}
     assert configfile.differences(old, {"a": 1, "b": {"c": 5, "d": 3}, "new": 0}) == [

@@ -205,6 +205,7 @@ def test_data_and_model_mistakes_are_one_message_each(tmp_path: Path) -> None:
     cases.append((good, ["influence.layers=nonsense"], "nonsense"))
     cases.append((good, ["training.label_smoothing_factor=0.1"], "label_smoothing"))
     cases.append((good, ["allocation.budget.size=1000000"], "short"))
+    cases.append((good, ["training.lerning_rate=1"], "learning_rate"))
     for number, (text, overrides, expected) in enumerate(cases):
         train.write_text(text, encoding="utf-8")
         arguments = [

@@ -94,7 +94,7 @@ def run(
     if dry_run:
         from idealmix.rounds.inputs import load_inputs
 
-        with _watching(as_json) as (terminal, _):
+        with _watching(as_json) as (terminal, _), _located(config):
             terminal.begin("reading the data")
             facts = load_inputs(settings, terminal).facts()
         if as_json:
@@ -114,7 +114,10 @@ def run(
         return
     from idealmix.rounds.loop import run_rounds
 
-    with _watching(as_json, resume=_again("run", str(config), overrides)) as (terminal, team):
+    with (
+        _watching(as_json, resume=_again("run", str(config), overrides)) as (terminal, team),
+        _located(config),
+    ):
         result = run_rounds(settings, terminal, team)
     if team.leads:
         _finish(settings.output, result, as_json)
@@ -144,7 +147,7 @@ def influence(
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"this folder cannot be made: {error.strerror}", where=str(path.parent)) from None
-    with _watching(as_json) as (terminal, _):
+    with _watching(as_json) as (terminal, _), _located(config):
         matrix = measure_checkpoint(settings, model, mixture, terminal)
         matrix.write(path)
     if as_json:
@@ -237,6 +240,17 @@ def _watching(as_json: bool, resume: str | None = None) -> Iterator[tuple[Termin
     finally:
         terminal.close()
         signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
+def _located(config: Path) -> Iterator[None]:
+    """Errors about a configuration key get the file and line of that key."""
+    from idealmix import configfile
+
+    try:
+        yield
+    except InputError as error:
+        raise configfile.locate(error, config) from error
 
 
 def _again(*parts: str | list[str] | None) -> str:

@@ -97,6 +97,23 @@ def from_mapping(
     return resolve(check(data, lines, origin=origin), folder)
 
 
+def locate(error: InputError, path: str | Path) -> InputError:
+    """The same error with the file and line of the configuration key that it names, if the file holds that key.
+
+    Errors that only the data, the model or the trainer can reveal know the key, not the line.
+    """
+    try:
+        _, lines = _parse(Path(path).read_text(encoding="utf-8-sig"), Path(path))
+    except (OSError, UnicodeDecodeError, InputError):
+        return error
+    keys: _Location = tuple((error.where or "").split("."))
+    for end in range(len(keys), 0, -1):
+        if keys[:end] in lines:
+            where = f"{path}, {lines[keys[:end]]}, {error.where}"
+            return type(error)(error.what, where=where, mend=error.mend)
+    return error
+
+
 def check(
     data: Mapping[str, Any], lines: Mapping[_Location, str] | None = None, *, origin: str | Path = "config"
 ) -> Config:
