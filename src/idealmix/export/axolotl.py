@@ -1,6 +1,6 @@
 """Axolotl: ``axolotl train train.yaml``.
 
-Flows in: a materialised mixture. Flows out: a JSON Lines file a domain, and ``train.yaml``. Stated against its
+Flows in: a materialised mixture. Flows out: a Parquet file a domain, and ``train.yaml``. Stated against its
 defaults: long rows are cut, not dropped; nothing is held out, deduplicated or packed. Raw texts longer than
 ``sequence_len`` become several rows there.
 """
@@ -8,13 +8,13 @@ defaults: long rows are cut, not dropped; nothing is held out, deduplicated or p
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from idealmix.config import Training
-from idealmix.export.files import Row, stems_of, write_rows, write_yaml
+from idealmix.export.files import stems_of, write_yaml
 from idealmix.export.materialised import Domain, Materialised
+from idealmix.export.parquet import records, texts, turns, write_parquet
 
 _COMMAND = "axolotl train train.yaml"
 
@@ -28,9 +28,9 @@ def write(mixture: Materialised, output: Path) -> tuple[list[Path], str]:
     kind, stems = mixture.kind("Axolotl"), stems_of(mixture)
     files, datasets = [], []
     for domain in mixture.filled:
-        file = _write_rows(output / f"{stems[domain.name]}.jsonl", domain)
+        file = _write_rows(output / f"{stems[domain.name]}.parquet", domain)
         files.append(file)
-        entry: dict[str, Any] = {"path": file.name, "ds_type": "json", "split": "train"}
+        entry: dict[str, Any] = {"path": file.name, "ds_type": "parquet", "split": "train"}
         if kind == "text":
             entry |= {"type": "completion", "field": "text"}
         else:
@@ -61,17 +61,12 @@ def write(mixture: Materialised, output: Path) -> tuple[list[Path], str]:
 
 def _write_rows(path: Path, domain: Domain) -> Path:
     if domain.plain:
-        shutil.copyfile(domain.path, path)
-        return path
-    return write_rows(path, [domain], _as_text, "Axolotl")
-
-
-def _as_text(record: Row) -> Row:
-    """Messages and tools as JSON text, which Axolotl reads: their types differ from row to row."""
-    tools = (
-        {"tools": json.dumps(record["tools"], ensure_ascii=False)} if "tools" in record else {"tools": None}
-    )
-    return {"id": record["id"], "messages": json.dumps(record["messages"], ensure_ascii=False), **tools}
+        return write_parquet(
+            path, domain.records(), turns(tools=False) if "messages" in domain.kinds else texts("text")
+        )
+    # messages as JSON text, which Axolotl reads: their types differ from row to row
+    rows = ({**row, "messages": json.dumps(row["messages"], ensure_ascii=False)} for row in records(domain))
+    return write_parquet(path, rows, texts("id", "messages", "tools"))
 
 
 def _training(training: Training, seed: int) -> dict[str, Any]:

@@ -5,10 +5,9 @@ Flows in: domains and what a module made of them. Flows out: files in an export'
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,33 +47,24 @@ def stems_of(mixture: Materialised, reserved: Iterable[str] = ()) -> dict[str, s
     return safe_stems([domain.name for domain in mixture.filled], reserved)
 
 
-def write_rows(
-    path: Path,
-    domains: Iterable[Domain],
-    convert: Callable[[Row], Row],
-    target: str,
-    *,
-    ascii_only: bool = False,
-) -> Path:
-    """Write every row of `domains`, converted, as JSON Lines.
+def converted(domains: Iterable[Domain], convert: Callable[[Row], Row], target: str) -> Iterator[Row]:
+    """Every row of `domains` as the target's row.
 
     Args:
         convert: makes the target's row; raises `UnfitError` with the reason if it cannot.
-        ascii_only: escape everything else, for readers that split lines at more than the newline.
 
     Raises:
-        InputError: rows are unfit: how many, which, why.
+        InputError: at the end, if rows were unfit: how many, which, why.
     """
     unfit: list[tuple[str, str]] = []
-    with path.open("w", encoding="utf-8", newline="\n") as stream:
-        for domain in domains:
-            for record in domain.records():
-                try:
-                    row = convert(record)
-                except UnfitError as error:
-                    unfit.append((f"{record.get('id')!r} of {domain.name!r}", str(error)))
-                    continue
-                stream.write(json.dumps(row, ensure_ascii=ascii_only) + "\n")
+    for domain in domains:
+        for record in domain.records():
+            try:
+                row = convert(record)
+            except UnfitError as error:
+                unfit.append((f"{record.get('id')!r} of {domain.name!r}", str(error)))
+                continue
+            yield row
     if unfit:
         count = f"{len(unfit):,} rows" if len(unfit) > 1 else "1 row"
         raise InputError(
@@ -82,7 +72,6 @@ def write_rows(
             where="mixture",
             mend="mend those rows in the source and run again, or export to hf-dataset or trl",
         )
-    return path
 
 
 def write_yaml(path: Path, content: Mapping[str, Any], mixture: Materialised, command: str) -> Path:

@@ -14,7 +14,7 @@ import yaml
 from idealmix import __version__
 from idealmix.export.files import stems_of
 from idealmix.export.materialised import Materialised
-from idealmix.export.parquet import columns, write_parquet
+from idealmix.export.parquet import columns, records, write_parquet
 
 _COMMAND = """python -c 'import datasets; print(datasets.load_dataset("."))'"""
 
@@ -24,7 +24,7 @@ def write(mixture: Materialised, output: Path) -> tuple[list[Path], str]:
     stems, features = stems_of(mixture, reserved=["default"]), columns(mixture)
     (output / "data").mkdir()
     files = [
-        write_parquet(output / "data" / f"{stems[domain.name]}.parquet", domain, features)
+        write_parquet(output / "data" / f"{stems[domain.name]}.parquet", records(domain), features)
         for domain in mixture.filled
     ]
     card = output / "README.md"

@@ -1,6 +1,6 @@
 """LLaMA-Factory: ``llamafactory-cli train train.yaml``.
 
-Flows in: a materialised mixture. Flows out: a JSON Lines file a domain in its sharegpt form (roles as tags, tool
+Flows in: a materialised mixture. Flows out: a Parquet file a domain in its sharegpt form (roles as tags, tool
 calls as a ``function_call`` turn), ``dataset_info.json`` and ``train.yaml``. No ``num_samples``: above a file's size
 it draws with replacement. Conversations that do not alternate are refused here, because LLaMA-Factory drops them
 with a warning.
@@ -9,15 +9,15 @@ with a warning.
 from __future__ import annotations
 
 import json
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from idealmix.config import Training
 from idealmix.data.mixture import write_json
-from idealmix.export.files import Row, UnfitError, refuse_unknown, stems_of, write_rows, write_yaml
+from idealmix.export.files import Row, UnfitError, converted, refuse_unknown, stems_of, write_yaml
 from idealmix.export.materialised import Materialised
+from idealmix.export.parquet import texts, turns, write_parquet
 
 _COMMAND = "llamafactory-cli train train.yaml"
 
@@ -48,12 +48,13 @@ def write(mixture: Materialised, output: Path) -> tuple[list[Path], str]:
     kind, stems = mixture.kind("LLaMA-Factory"), stems_of(mixture)
     files, described = [], {}
     for domain in mixture.filled:
-        file = output / f"{stems[domain.name]}.jsonl"
+        file = output / f"{stems[domain.name]}.parquet"
         if kind == "text":
-            shutil.copyfile(domain.path, file)
+            write_parquet(file, domain.records(), texts("id", "text"))
             entry: dict[str, Any] = dict(_TEXT)
         else:
-            write_rows(file, [domain], partial(_row, tools=not domain.plain), "LLaMA-Factory")
+            rows = converted([domain], partial(_row, tools=not domain.plain), "LLaMA-Factory")
+            write_parquet(file, rows, turns(tools=not domain.plain))
             entry = {
                 **_CHAT,
                 "columns": {"messages": "messages", **({} if domain.plain else {"tools": "tools"})},

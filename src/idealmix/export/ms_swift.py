@@ -1,20 +1,20 @@
 """ms-swift: ``swift sft train.yaml`` (raw texts: ``swift pt train.yaml``).
 
-Flows in: a materialised mixture. Flows out: a JSON Lines file a domain in its own roles (``tool_call``,
-``tool_response``), and ``train.yaml`` whose data sets name their exact counts (``file.jsonl#1500``). Stated against
+Flows in: a materialised mixture. Flows out: a Parquet file a domain in its own roles (``tool_call``,
+``tool_response``), and ``train.yaml`` whose data sets name their exact counts (``file.parquet#1500``). Stated against
 its defaults: ``strict``, so that an unreadable row is an error, and long rows are cut, not dropped.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from idealmix.config import Training
-from idealmix.export.files import Row, UnfitError, refuse_unknown, stems_of, write_rows, write_yaml
+from idealmix.export.files import Row, UnfitError, converted, refuse_unknown, stems_of, write_yaml
 from idealmix.export.materialised import Materialised
+from idealmix.export.parquet import texts, turns, write_parquet
 
 _COMMANDS = {"messages": "swift sft train.yaml", "text": "swift pt train.yaml"}
 
@@ -28,11 +28,11 @@ def write(mixture: Materialised, output: Path) -> tuple[list[Path], str]:
     kind, stems = mixture.kind("ms-swift"), stems_of(mixture)
     files, datasets = [], []
     for domain in mixture.filled:
-        file = output / f"{stems[domain.name]}.jsonl"
+        file = output / f"{stems[domain.name]}.parquet"
         if kind == "text":
-            shutil.copyfile(domain.path, file)
+            write_parquet(file, domain.records(), texts("id", "text"))
         else:
-            write_rows(file, [domain], _row, "ms-swift")
+            write_parquet(file, converted([domain], _row, "ms-swift"), turns(tools=not domain.plain))
         files.append(file)
         datasets.append(f"{file.name}#{domain.rows}")
     settings: dict[str, Any] = {

@@ -7,11 +7,12 @@ configuration. A Megatron blend is not written: it holds shares, and shares do n
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from idealmix.errors import InputError
-from idealmix.export.files import Row, UnfitError, write_rows, write_yaml
+from idealmix.export.files import Row, UnfitError, converted, write_yaml
 from idealmix.export.materialised import Materialised
 
 _COMMAND = "automodel YOUR_RECIPE.yaml --dataset.path_or_dataset_id training.jsonl"
@@ -30,7 +31,9 @@ def write(mixture: Materialised, output: Path) -> tuple[list[Path], str]:
             mend="export to trl, axolotl or hf-dataset",
         )
     # Automodel splits lines wherever Unicode does (U+2028, U+0085, ...): those must not stand in a row as they are
-    rows = write_rows(output / "training.jsonl", mixture.filled, _row, "NeMo", ascii_only=True)
+    rows = output / "training.jsonl"
+    with rows.open("w", encoding="ascii", newline="\n") as stream:
+        stream.writelines(json.dumps(row) + "\n" for row in converted(mixture.filled, _row, "NeMo"))
     length = {"seq_length": mixture.training.max_length} if mixture.training else {}
     automodel: dict[str, Any] = {
         "_target_": "nemo_automodel.components.datasets.llm.chat_dataset.ChatDataset",

@@ -1,13 +1,12 @@
 """open-instruct: ``python open_instruct/finetune.py train.yaml``.
 
-Flows in: a materialised mixture of conversations. Flows out: a JSON Lines file a domain, and ``train.yaml`` with
+Flows in: a materialised mixture of conversations. Flows out: a Parquet file a domain, and ``train.yaml`` with
 ``dataset_mixer_list``. Counts are written as whole numbers in quotes: there "1" is one row and "1.0" is every row.
 Uploading and evaluation jobs, on by default, are switched off.
 """
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from idealmix.config import Training
 from idealmix.errors import InputError
 from idealmix.export.files import stems_of, write_yaml
 from idealmix.export.materialised import Materialised
+from idealmix.export.parquet import turns, write_parquet
 
 _COMMAND = "python PATH_TO/open_instruct/finetune.py train.yaml"
 
@@ -28,8 +28,8 @@ def write(mixture: Materialised, output: Path) -> tuple[list[Path], str]:
     _check(mixture)
     stems, files, mixer = stems_of(mixture), [], []
     for domain in mixture.filled:
-        file = output / f"{stems[domain.name]}.jsonl"
-        shutil.copyfile(domain.path, file)
+        file = output / f"{stems[domain.name]}.parquet"
+        write_parquet(file, domain.records(), turns(tools=False))
         files.append(file)
         mixer += [file.name, str(domain.rows)]
     settings: dict[str, Any] = {

@@ -2,9 +2,9 @@
 
 Flows in: a mixture's domains. Flows out: one Parquet file a domain, all with the same columns and types, so that
 they concatenate. Loaders of JSON guess types file by file: a domain with tool calls then has other types than one
-without, and a text that looks like a date can become one.
+without, and where every text of a file looks like a date, the texts become timestamps.
 
-Columns: ``id`` and ``domain`` (text), ``messages`` (a list of role and content; of JSON objects where any message
+Columns of a whole mixture: ``id`` and ``domain`` (text), ``messages`` (a list of role and content; of JSON objects where any message
 of the mixture has more than those), ``tools`` (JSON text) and ``text``, each only where some row has it.
 """
 
@@ -41,21 +41,38 @@ def columns(mixture: Materialised) -> datasets.Features:
     return datasets.Features(found)
 
 
-def write_parquet(path: Path, domain: Domain, features: datasets.Features) -> Path:
-    """Write one domain; `features` are those of the whole mixture."""
+def turns(tools: bool) -> datasets.Features:
+    """Columns of rows whose messages are a role and a content; `tools` as JSON text if there are any."""
+    import datasets
+
+    text = datasets.Value("string")
+    message = datasets.List({"role": text, "content": text})
+    return datasets.Features({"id": text, "messages": message, **({"tools": text} if tools else {})})
+
+
+def texts(*names: str) -> datasets.Features:
+    """Columns of text."""
+    import datasets
+
+    return datasets.Features({name: datasets.Value("string") for name in names})
+
+
+def records(domain: Domain) -> Iterator[dict[str, Any]]:
+    """A domain's rows with its name, `tools` as JSON text."""
+    for record in domain.records():
+        tools = {"tools": json.dumps(record["tools"], ensure_ascii=False)} if "tools" in record else {}
+        yield {**record, **tools, "domain": domain.name}
+
+
+def write_parquet(path: Path, rows: Iterable[dict[str, Any]], features: datasets.Features) -> Path:
+    """Write rows; columns that a row lacks are null, and what `features` does not name is left out."""
     import datasets
     import pyarrow.parquet as pq
 
     with pq.ParquetWriter(path, features.arrow_schema) as writer:
-        for rows in _groups(_row(record, domain.name, features) for record in domain.records()):
-            writer.write_table(datasets.Dataset.from_list(rows, features=features).data.table)
+        for group in _groups({name: row.get(name) for name in features} for row in rows):
+            writer.write_table(datasets.Dataset.from_list(group, features=features).data.table)
     return path
-
-
-def _row(record: dict[str, Any], domain: str, columns: Iterable[str]) -> dict[str, Any]:
-    tools = {"tools": json.dumps(record["tools"], ensure_ascii=False)} if "tools" in record else {}
-    row = {**record, **tools, "domain": domain}
-    return {name: row.get(name) for name in columns}
 
 
 def _groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

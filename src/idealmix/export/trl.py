@@ -13,7 +13,7 @@ from typing import Any
 from idealmix.config import Training
 from idealmix.export.files import stems_of, write_yaml
 from idealmix.export.materialised import Materialised
-from idealmix.export.parquet import columns, write_parquet
+from idealmix.export.parquet import columns, records, write_parquet
 
 _COMMAND = "trl sft --config train.yaml"
 
@@ -28,7 +28,7 @@ def write(mixture: Materialised, output: Path) -> tuple[list[Path], str]:
     used = [name for name in features if name in ("messages", "text", "tools")]
     files, datasets = [], []
     for domain in mixture.filled:
-        file = write_parquet(output / f"{stems[domain.name]}.parquet", domain, features)
+        file = write_parquet(output / f"{stems[domain.name]}.parquet", records(domain), features)
         files.append(file)
         datasets.append({"path": "parquet", "data_files": file.name, "split": "train", "columns": list(used)})
     settings: dict[str, Any] = {
