@@ -97,7 +97,8 @@ def train(suite: Suite, counts: dict[str, int], seed: int, steps: int) -> torch.
     Random(f"{seed}/order").shuffle(order)
     model = AutoModelForCausalLM.from_pretrained(base_model_path(), dtype=torch.float32)
     rate, warmup = suite.training["learning_rate"], suite.training["warmup_steps"]
-    optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
+    betas = (0.9, suite.training["adam_beta2"])
+    optimiser = torch.optim.AdamW(model.parameters(), lr=rate, betas=betas, weight_decay=0.0)
     cuts = np.linspace(0, len(order), steps + 1).round().astype(int)
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = rate * min(step / warmup, (steps - step) / (steps - warmup))
