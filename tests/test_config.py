@@ -95,6 +95,7 @@ def test_all_errors_at_once_with_lines_and_nearest_keys(tmp_path: Path) -> None:
         ("tests: [", "not valid YAML"),
         ("tests: {? [a] : b}", "a key must be text"),
         ("tests: {../up: t.jsonl}", "a name is 1 to 64"),
+        ("tests: {" + "\u4e00" * 30 + ": t.jsonl}", "a name is 1 to 64 bytes"),
         ("tests: {A: t.jsonl, a: u.jsonl}", "differs from 'A' only by case"),
         ("seed: !!python/name:os.system x", "cannot read"),
     ],

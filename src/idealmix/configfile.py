@@ -318,10 +318,10 @@ def _block(annotation: Any) -> Any:
 def _cross_checks(config: Config) -> Iterator[tuple[_Location, str]]:
     for block in ("domains", "references", "tests", "scores"):
         for name in getattr(config, block):
-            if not _NAME.match(name) or name.strip() != name or name.endswith("."):
+            if not _NAME.match(name) or name.strip() != name or name.endswith(".") or len(name.encode()) > 64:
                 yield (
                     (block, name),
-                    "a name is 1 to 64 letters, digits, spaces or . _ + -, and starts with a letter or digit",
+                    "a name is 1 to 64 bytes of letters, digits, spaces or . _ + -, and starts with a letter or digit",
                 )
         folded: dict[str, str] = {}
         for name in getattr(config, block):
