@@ -232,9 +232,11 @@ def test_second_moments_are_adams_bias_corrected_and_named_as_parameters(base, t
 
 def test_bfloat16_computes_in_it_and_keeps_float32_weights(tmp_path, base):
     stored = save_tiny_model(tmp_path / "stored", dtype=torch.bfloat16)
-    record = run(stored, tmp_path / "auto", dtype="auto")
+    record = run(stored, tmp_path / "half", dtype="bfloat16")
     assert record.dtype == "bfloat16"
-    assert all(value.dtype == torch.float32 for value in weights(tmp_path / "auto").values())
+    assert all(value.dtype == torch.float32 for value in weights(tmp_path / "half").values())
+    if not torch.cuda.is_available():  # a CPU without bfloat16 instructions is many times slower in it
+        assert run(stored, tmp_path / "auto", dtype="auto").dtype == "float32"
     exact = run(stored, tmp_path / "exact", dtype="float32")
     assert record.losses == pytest.approx(exact.losses, abs=0.03)
     assert record.losses != exact.losses

@@ -223,15 +223,21 @@ def _watching(as_json: bool, resume: str | None = None) -> Iterator[tuple[Termin
     from idealmix.rounds.team import Team
     from idealmix.terminal import Terminal, fail
 
-    def stop(signum: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, stop)
     team = Team()
     terminal = Terminal(quiet=as_json, silent=not team.leads)
+
+    def stop(signum: int, frame: Any) -> None:
+        # a library may swallow the exception (while it is imported, in a callback): the terminal raises it again
+        terminal.stopping = True
+        raise KeyboardInterrupt
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield terminal, team
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Exception) as error:
+        # what is interrupted in the middle may fail in its own way
+        if not (isinstance(error, KeyboardInterrupt) or terminal.stopping):
+            raise
         terminal.close()
         go_on = f" Everything finished is kept; go on with: {resume}" if resume else ""
         if team.leads:
@@ -239,7 +245,8 @@ def _watching(as_json: bool, resume: str | None = None) -> Iterator[tuple[Termin
         raise typer.Exit(1) from None
     finally:
         terminal.close()
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

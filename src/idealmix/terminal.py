@@ -36,14 +36,17 @@ class Terminal:
             # a log has no edge: never wrap or cut a line to a guessed width
             self._console.width = max(self._console.width, 160)
         self._quiet, self._silent = quiet or silent, silent
+        self.stopping = False  # the user wants to stop: the next event of the run raises KeyboardInterrupt
         self._step, self._started, self._spoken = "", 0.0, 0.0
         self._bar: Progress | None = None
         self._task: Any = None
 
     def begin(self, step: str) -> None:
+        self._go_on()
         self._step, self._started, self._spoken = step, time.monotonic(), time.monotonic()
 
     def advance(self, done: int, total: int, detail: str = "") -> None:
+        self._go_on()
         if self._quiet or total <= 0:
             return
         if self._console.is_terminal:
@@ -85,6 +88,10 @@ class Terminal:
         self._console.print(title, style="bold", markup=False, soft_wrap=True)
         self._console.print(table)
         self._console.print()
+
+    def _go_on(self) -> None:
+        if self.stopping:
+            raise KeyboardInterrupt
 
     def close(self) -> None:
         """Leave the terminal as it was found; called also after a failure."""
