@@ -187,7 +187,12 @@ def test_test_sets_in_one_sentence() -> None:
 
 @pytest.mark.parametrize(
     ("model", "shown"),
-    [("org/model", "org/model"), ("/home/me/models/mine/", "mine"), ("C:\\models\\mine", "mine"), (None, None)],
+    [
+        ("org/model", "org/model"),
+        ("/home/me/models/mine/", "mine"),
+        ("C:\\models\\mine", "mine"),
+        (None, None),
+    ],
 )
 def test_a_local_model_is_called_by_its_folder(model: str | None, shown: str | None) -> None:
     assert words.model_name(model) == shown
