@@ -246,7 +246,8 @@ def main() -> None:
     parser.add_argument("--randoms", type=int, default=20)
     parser.add_argument("--refinements", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seeds", type=int, default=5, help="confirm: seeds 101, 102, ...")
+    parser.add_argument("--seeds", type=int, default=5, help="confirm: how many")
+    parser.add_argument("--first-seed", type=int, default=201, help="confirm: the first of them")
     parser.add_argument("--shares", help=f"confirm: token shares of {', '.join(REFERENCED)}; none: uniform")
     options = parser.parse_args()
     if options.what == "table":
@@ -261,7 +262,7 @@ def main() -> None:
         if options.shares:
             wanted = [float(x) for x in options.shares.split(",")]
             shares = {s: x / suite.tokens[s] for s, x in zip(REFERENCED, wanted, strict=True)}
-        records = confirm(suite, shares, range(101, 101 + options.seeds))
+        records = confirm(suite, shares, range(options.first_seed, options.first_seed + options.seeds))
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with options.output.open("w") as file:
         for record in records:

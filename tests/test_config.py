@@ -68,6 +68,64 @@ def test_all_errors_at_once_with_lines_and_nearest_keys(tmp_path: Path) -> None:
     assert "line 8, allocation.budget.unit" in text
 
 
+def test_what_one_error_would_hide_is_told_too(tmp_path: Path) -> None:
+    text = message(
+        tmp_path,
+        GOOD
+        + "training:\n  epochs: many\n  adam_beta_2: 0.9\n  seed: 1\n  fp17: true\n"
+        + "influence: {curvatur: x}\n"
+        + "scores: {s: {test: maths, exact_match: '('}, t: {test: x}}\n"
+        + "allocation: {start: {math: 3}, m: -1}\n"
+        + "constraints: {mth: {max_increase: 0.1}}\n"
+        + "domain: 1\n",
+    )
+    for expected in (
+        "line 5, training.epochs: ",
+        "line 6, training.adam_beta_2: neither idealmix nor TRL's SFTConfig knows the key 'adam_beta_2'; "
+        "did you mean 'adam_beta2'?",
+        "line 7, training.seed: seed cannot be set: the rows of every step are planned",
+        "line 8, training.fp17: neither",
+        "line 9, influence.curvatur: ",
+        "line 10, scores.s.exact_match: not a regular expression",
+        "line 10, scores.s.test: no test set is called 'maths'",
+        "line 10, scores.t: give exactly one of",
+        "line 11, allocation.start: row counts are missing for code",
+        "line 11, allocation.m: ",
+        "line 12, constraints.mth: no reference set is called 'mth'; did you mean 'math'?",
+        "line 13, domain: unknown key 'domain'",
+        "12 errors",
+    ):
+        assert expected in text
+
+
+@pytest.mark.parametrize("bad", ["domains: 5", "model: m", "references: {a: {path: 3}}"])
+def test_a_block_that_cannot_be_read_does_not_hide_the_rest(tmp_path: Path, bad: str) -> None:
+    text = message(tmp_path, bad + "\ntraining: {epochz: 1}\nmethod: magic\n")
+    assert "training.epochz: neither idealmix" in text
+    assert "did you mean 'epochs'?" in text
+    assert "line 3, method" in text
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("'t {train_file}'", "does not contain {output_dir}"),
+        (
+            "'t {model} {train_file} {output_dir}', epochs: 2",
+            "training.epochs: backend: command does not use",
+        ),
+        (
+            "'t {model} {train_file} {output_dir}', beta: 2",
+            "training.beta: backend: command does not use this",
+        ),
+    ],
+)
+def test_what_an_outside_command_cannot_take(tmp_path: Path, command: str, expected: str) -> None:
+    text = message(tmp_path, GOOD + f"training: {{backend: command, command: {command}}}\n")
+    assert "line 4, training." in text
+    assert expected in text
+
+
 @pytest.mark.parametrize(
     ("extra", "expected"),
     [

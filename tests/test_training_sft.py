@@ -344,7 +344,7 @@ def test_options_that_fight_the_method_are_refused_with_the_reason(base, tmp_pat
 
 
 def test_unknown_options_name_the_nearest_and_neutral_ones_pass(base, tmp_path):
-    with pytest.raises(InputError, match="did you mean adam_beta2"):
+    with pytest.raises(InputError, match="did you mean 'adam_beta2'"):
         run(base, tmp_path, adam_beta_2=0.9)
     with pytest.raises(InputError, match="refuses these settings"):
         run(base, tmp_path, lr_scheduler_type="lineal")

@@ -11,7 +11,7 @@ from typing import Any
 from idealmix.skills.generator import SKILLS
 
 # Uniform rows of the five skills that fill the budget: far fewer than the pools hold, so unused rows exist.
-BUDGET_TOKENS = 115_000
+BUDGET_TOKENS = 135_000
 
 
 def base_model_path() -> Path:

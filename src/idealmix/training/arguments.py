@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -59,18 +60,49 @@ def trainer_arguments(
     Raises:
         InputError: an extra key is unknown or refused.
     """
-    stated = _stated(settings, plan.micro_batches, dtype)
-    _check(settings.extra_arguments, stated)
-    return stated | settings.extra_arguments | {"output_dir": str(folder), "seed": seed}
+    check_extras(settings, dtype=dtype)
+    return (
+        _stated(settings, plan.micro_batches, dtype)
+        | settings.extra_arguments
+        | {"output_dir": str(folder), "seed": seed}
+    )
+
+
+def extra_problems(settings: config.Training, dtype: str | None = None) -> Iterator[tuple[str, str]]:
+    """Every extra key that cannot be passed on, with a sentence that says why and how to mend it.
+
+    Args:
+        dtype: ``float32`` or ``bfloat16``; None before the model is known: keys of precision are not judged then.
+    """
+    from trl import SFTConfig
+
+    stated = _stated(settings, settings.gradient_accumulation_steps, dtype or "float32")
+    known = {field.name for field in dataclasses.fields(SFTConfig)}
+    for key, value in settings.extra_arguments.items():
+        if (key in stated and value == stated[key]) or (dtype is None and key.startswith(("bf16", "fp16"))):
+            continue
+        reasons = (
+            reason
+            for patterns, reason in _REFUSED.items()
+            if any(fnmatchcase(key, pattern) for pattern in patterns.split())
+        )
+        if reason := next(reasons, None):
+            yield key, f"{key} cannot be set: {reason}; remove the key"
+        elif key not in known:
+            own = set(config.Training.model_fields)
+            near = difflib.get_close_matches(key, sorted(known | own), n=1)
+            mend = f"did you mean {near[0]!r}?" if near else "see docs/config.md for the keys of training"
+            yield key, f"neither idealmix nor TRL's SFTConfig knows the key {key!r}; {mend}"
 
 
 def check_extras(settings: config.Training, *, dtype: str) -> None:
-    """Refuse extra keys as `trainer_arguments` would, before there is a plan.
+    """Refuse the first extra key that cannot be passed on.
 
     Raises:
-        InputError: an extra key is unknown or refused.
+        InputError: it is unknown or refused.
     """
-    _check(settings.extra_arguments, _stated(settings, settings.gradient_accumulation_steps, dtype))
+    if problem := next(extra_problems(settings, dtype), None):
+        raise InputError(problem[1], where=f"training.{problem[0]}")
 
 
 def _stated(settings: config.Training, micro_batches: int, dtype: str) -> dict[str, Any]:
@@ -121,24 +153,3 @@ def _stated(settings: config.Training, micro_batches: int, dtype: str) -> dict[s
         "report_to": settings.report_to,
         "push_to_hub": False,
     }
-
-
-def _check(extras: dict[str, Any], stated: dict[str, Any]) -> None:
-    from trl import SFTConfig
-
-    known = {field.name for field in dataclasses.fields(SFTConfig)}
-    for key, value in extras.items():
-        where = f"training.{key}"
-        if key in stated and value == stated[key]:
-            continue
-        for patterns, reason in _REFUSED.items():
-            if any(fnmatchcase(key, pattern) for pattern in patterns.split()):
-                raise InputError(f"{key} cannot be set: {reason}", where=where, mend="remove the key")
-        if key not in known:
-            own = set(config.Training.model_fields)
-            near = difflib.get_close_matches(key, sorted(known | own), n=1)
-            raise InputError(
-                "neither idealmix nor TRL's SFTConfig knows this key",
-                where=where,
-                mend=f"did you mean {near[0]}?" if near else "see docs/config.md for the keys of training",
-            )

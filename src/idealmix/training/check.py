@@ -10,19 +10,14 @@ import os
 from idealmix import config
 from idealmix.errors import InputError
 from idealmix.training.arguments import check_extras
-from idealmix.training.command import filled_in
 from idealmix.training.model import computing_dtype, positions
-
-# What idealmix itself uses where an outside command trains: the tokenisation and the evaluation.
-_BESIDE_A_COMMAND = {"backend", "command", "max_length", "dtype"}
 
 
 def check_training(settings: config.Training, model: str) -> None:
     """Check the block as a whole.
 
     Raises:
-        InputError: an unknown or refused key; a command without a place for its file or its checkpoint, beside keys that
-            it does not see, or in several processes; rows longer than the model has positions.
+        InputError: an unknown or refused key; a command in several processes; rows longer than the model has positions.
     """
     if settings.backend == "command":
         _check_command(settings)
@@ -43,17 +38,4 @@ def _check_command(settings: config.Training) -> None:
             "with backend: command every process would run the command",
             where="training.backend",
             mend="start the run as one process; your command may start as many as it likes",
-        )
-    filled_in(settings.command or "", model="", train_file="", output_dir="")
-    fields = config.Training.model_fields
-    ignored = [
-        key
-        for key, value in settings
-        if key not in _BESIDE_A_COMMAND and (key not in fields or value != fields[key].default)
-    ]
-    if ignored:
-        raise InputError(
-            f"backend: command does not use {', '.join(ignored)}",
-            where=f"training.{ignored[0]}",
-            mend="such settings belong into your command; remove them here",
         )

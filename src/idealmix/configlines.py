@@ -1,0 +1,124 @@
+"""YAML text as plain data, with the line of every key; and ``--set`` overrides on top.
+
+Flows in: a configuration's text. Flows out: nested dicts, lists and scalars, and ``{location: "line 12"}``.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from idealmix.errors import InputError
+
+Location = tuple[str | int, ...]
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML whose floats include ``1e-5`` (YAML 1.1 reads that as text)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d[\d_]*)(?:\.\d*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def parse(text: str, path: Path) -> tuple[dict[str, Any], dict[Location, str]]:
+    """The configuration in `text` and the lines of its keys; `path` is what errors name.
+
+    Raises:
+        InputError: not YAML, not a mapping, a key twice, or nested too deeply.
+    """
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise InputError(
+            f"this is not valid YAML: {error.problem}",
+            where=f"{path}:{line}",
+            mend="check indentation, quotes and colons near that line",
+        ) from None
+    except yaml.YAMLError as error:
+        raise InputError(f"this is not valid YAML: {error}", where=str(path)) from None
+    except RecursionError:
+        raise InputError("this YAML is nested too deeply", where=str(path)) from None
+    if node is None:
+        raise InputError(
+            "this configuration is empty", where=str(path), mend="`idealmix init` writes a commented one"
+        )
+    if not isinstance(node, yaml.MappingNode):
+        raise InputError("a configuration is a mapping of keys to values", where=str(path))
+    lines: dict[Location, str] = {}
+    data = _plain(node, (), lines, path)
+    return data, lines
+
+
+def _plain(node: yaml.Node, location: Location, lines: dict[Location, str], path: Path) -> Any:
+    """A YAML node as plain data; keys stay text (a domain may be called ``no`` or ``1``)."""
+    lines[location] = f"line {node.start_mark.line + 1}"
+    if len(location) > 32:
+        raise InputError("this YAML is nested too deeply", where=f"{path}:{node.start_mark.line + 1}")
+    if isinstance(node, yaml.MappingNode):
+        data: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise InputError("a key must be text", where=f"{path}:{key_node.start_mark.line + 1}")
+            key = key_node.value
+            if key in data:
+                raise InputError(
+                    f"the key {key!r} is given twice",
+                    where=f"{path}:{key_node.start_mark.line + 1}",
+                    mend="keep one of the two",
+                )
+            data[key] = _plain(value_node, (*location, key), lines, path)
+            lines[(*location, key)] = f"line {key_node.start_mark.line + 1}"
+        return data
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(item, (*location, i), lines, path) for i, item in enumerate(node.value)]
+    loader = _Loader("")
+    try:
+        return loader.construct_object(node)
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(
+            f"cannot read the value {getattr(node, 'value', '')!r}: {error}",
+            where=f"{path}:{node.start_mark.line + 1}",
+        ) from None
+    finally:
+        loader.dispose()
+
+
+def apply(override: str, data: dict[str, Any], lines: dict[Location, str]) -> None:
+    """Set one ``key.path=value`` in `data`; the value is read as YAML.
+
+    Raises:
+        InputError: not of that form, or the path runs through something that is not a block of keys.
+    """
+    key, equals, text = override.partition("=")
+    keys = tuple(part for part in key.strip().split("."))
+    if not equals or not all(keys):
+        raise InputError(
+            f"--set {override!r} is not key.path=value", mend="for example --set training.epochs=2"
+        )
+    value = text
+    if text.strip():
+        node = None
+        try:
+            node = yaml.compose(text, Loader=_Loader)
+        except yaml.YAMLError as error:
+            raise InputError(f"--set {override!r}: the value is not YAML: {error}") from None
+        value = _plain(node, (), {}, Path(f"--set {key}")) if node is not None else text
+    target: Any = data
+    for part in keys[:-1]:
+        if target.get(part) is None:
+            target[part] = {}
+        elif isinstance(target[part], str):  # `mathematics: file` is short for {path: file}
+            target[part] = {"path": target[part]}
+        target = target[part]
+        if not isinstance(target, dict):
+            raise InputError(f"--set {override!r}: {part!r} is not a block of keys")
+    target[keys[-1]] = value
+    lines[keys] = "--set"
