@@ -172,14 +172,14 @@ def check_false_is_false() -> None:
 
 
 def parses_by_bool(patch: pytest.MonkeyPatch) -> None:
-    original = configfile._plain
+    original = configlines._plain
 
     def plain(node: yaml.Node, *rest: object) -> object:
         if isinstance(node, yaml.ScalarNode) and node.value.lower() in ("true", "false"):
             return bool(node.value)
         return original(node, *rest)
 
-    patch.setattr(configfile, "_plain", plain)
+    patch.setattr(configlines, "_plain", plain)
 
 
 def check_every_named_layer_is_measured() -> None:
