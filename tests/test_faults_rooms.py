@@ -16,7 +16,7 @@ from data_helpers import make_tokenizer, template
 from influence_helpers import DirectInfluence, mixture_of, pools_of, settings
 from test_faults import Fault
 
-from idealmix import config, configfile, influence_stage
+from idealmix import config, configfile, configlines, influence_stage
 from idealmix.allocation import allocate
 from idealmix.curvature import layers as layers_room
 from idealmix.data import mixture as mixture_room
