@@ -69,3 +69,22 @@ def test_one_set_or_no_replicate() -> None:
     assert single.seed_spread()[1] == pytest.approx(3)
     assert single.seed_spread()[0] == pytest.approx(np.std([run["q1"].mean for run in runs], ddof=1))
     assert Goal("mean_loss", {"q0": 1.0, "q1": 1.0}, runs[0]).seed_spread() == (None, 1)
+
+
+def test_round_0_is_compared_by_the_mean_of_its_trainings() -> None:
+    rng = np.random.default_rng(3)
+    rows = rng.normal(size=(2, ROWS)) * 0.01
+    runs = [losses(1 + 0.1 * rng.normal(size=2), rows) for _ in range(4)]
+    new = losses(np.array([0.5, 0.7]), rows)
+    goal = Goal("mean_loss", {"q0": 1.0, "q1": 1.0}, runs[0], runs[1:])
+    found = goal.difference(new, runs[0])
+    every = np.mean([[loss.mean for loss in run.values()] for run in runs])
+    assert found.value == pytest.approx(0.6 - every)
+    deviation, _ = goal.seed_spread()
+    assert found.error()[0] ** 2 == pytest.approx(found.se**2 + deviation**2 * (1 + 1 / 4))
+    assert found.error(runs=2)[0] ** 2 == pytest.approx(found.se**2 + deviation**2 * (1 / 2 + 1 / 4))
+    # a later incumbent was trained once
+    assert goal.difference(new, losses(np.array([0.9, 0.9]), rows)).error()[0] ** 2 == pytest.approx(
+        goal.difference(new, losses(np.array([0.9, 0.9]), rows)).se ** 2 + 2 * deviation**2
+    )
+    assert goal.rise("q1", new).value == pytest.approx(0.7 - np.mean([run["q1"].mean for run in runs]))

@@ -45,7 +45,7 @@ class Difference:
 
     `seed_sd`: the loss's standard deviation between training seeds, from `seeds` trainings of round 0 (replicates
     and the first; a fraction, where several losses of each tell about it); None or fewer than two: unknown, and left
-    out of the error.
+    out of the error. `old_runs`: trainings behind the old losses (their mean is taken); the new ones are of one.
     """
 
     value: float
@@ -53,15 +53,17 @@ class Difference:
     dof: float
     seed_sd: float | None = None
     seeds: float = 0
+    old_runs: int = 1
 
     def error(self, runs: int = 1) -> tuple[float, float]:
         """Combined standard error and Satterthwaite's degrees of freedom.
 
-        Both sides of the difference are trained, so the seed's variance enters twice; `runs` trainings of each
-        would divide it.
+        Both sides of the difference are trained, so the seed's variance enters twice, divided by the trainings behind
+        each; with `runs` there would be so many of each at least.
         """
         rows = self.se**2
-        seed = 2 * self.seed_sd**2 / runs if self.seed_sd is not None and self.seeds > 1 else 0.0
+        trainings = 1 / runs + 1 / max(runs, self.old_runs)
+        seed = trainings * self.seed_sd**2 if self.seed_sd is not None and self.seeds > 1 else 0.0
         dof = satterthwaite([rows, seed], [self.dof, self.seeds - 1]) if seed else self.dof
         return math.sqrt(rows + seed), finite_dof(dof)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -46,15 +46,20 @@ class Goal:
         )
 
     def difference(self, new: Losses, old: Losses) -> Difference:
-        """New minus old, paired by row, with the spread between seeds."""
-        found = objective_difference(new, old, self.weights, self.objective, self.start)
-        return Difference(*found, *self.seed_spread())
+        """New minus old, paired by row, with the spread between seeds.
+
+        Against round 0 the mean of all its trainings is the old side: they are there, and it is steadier than one.
+        """
+        runs = (self.start, *self.replicates) if old is self.start else (old,)
+        found = objective_difference(new, _mean(runs), self.weights, self.objective, self.start)
+        return Difference(*found, *self.seed_spread(), old_runs=len(runs))
 
     def rise(self, name: str, new: Losses) -> Difference:
-        """How far one reference set's loss lies above round 0's, paired by row, with the spread between seeds."""
-        found = paired_difference(new[name], self.start[name])
-        seeds = [losses[name].mean for losses in (self.start, *self.replicates)]
-        return Difference(*found, _deviation(seeds), len(seeds))
+        """How far one reference set's loss lies above the mean of round 0's trainings, paired by row, with the seeds' spread."""
+        every = (self.start, *self.replicates)
+        found = paired_difference(new[name], _mean(every)[name])
+        seeds = [losses[name].mean for losses in every]
+        return Difference(*found, _deviation(seeds), len(seeds), old_runs=len(seeds))
 
     def seed_spread(self) -> tuple[float | None, float]:
         """The objective's standard deviation between seeds of round 0, and the number of seeds that it is worth.
@@ -80,6 +85,15 @@ class Goal:
     def seed_values(self) -> list[float]:
         """The objective of round 0 for every seed that was trained."""
         return [self.value(losses).value for losses in (self.start, *self.replicates)]
+
+
+def _mean(runs: Sequence[Losses]) -> Losses:
+    """Row by row, the mean loss of several trainings on the same sets."""
+    first = runs[0]
+    return {
+        name: replace(loss, loss_sums=np.mean([losses[name].loss_sums for losses in runs], axis=0))
+        for name, loss in first.items()
+    }
 
 
 def _deviation(values: Sequence[float]) -> float | None:

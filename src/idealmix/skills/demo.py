@@ -51,7 +51,7 @@ def demo_config(folder: Path | str, *, skills: tuple[str, ...] = SKILLS, seed: i
         "allocation": {
             "m": 0.5,
             "rounds": 3,
-            "replicates": 2,
+            "replicates": 4,  # five seeds of round 0: a step's gain is a few of their deviations
             "budget": {"unit": "tokens", "hold": True, "size": BUDGET_TOKENS},
         },
         "seed": seed,
