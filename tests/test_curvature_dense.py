@@ -75,7 +75,7 @@ def test_factors_and_eigenvalues(case, label_seed):
     direct = Direct(model, data, label_seed)
     factors = fit_factors(collector, batches, label_seed)
     assert (factors.positions, factors.supervised) == (direct.P, direct.T)
-    bases, _ = eigenbases(factors.A, factors.S)
+    bases, _ = eigenbases(dict(factors.A), dict(factors.S))
     eigenvalues = fit_eigenvalues(collector, batches, label_seed, bases)
     for name in direct.layers:
         close(factors.A[name], direct.A[name])

@@ -173,7 +173,8 @@ def test_damping_is_positive_and_relative(means, rho):
 @given(st.integers(1, 5), st.integers(1, 5), st.floats(1e-4, 10), st.floats(1e-3, 100), st.integers(0, 99))
 def test_responses_are_symmetric_positive_and_bounded(d_out, d_in, rho, tau, seed):
     A, S = {"x": spd(d_in, seed)}, {"x": spd(d_out, seed + 1)}
-    bases, products = eigenbases(A, S)
+    bases, spectra = eigenbases(dict(A), dict(S))
+    products = {"x": torch.outer(*spectra["x"])}
     one, two = torch.randn(2, d_out, d_in, dtype=torch.float64)
     layers = [layer(d_out, d_in)]
     damped = Ekfac(layers, bases, products, rho)
@@ -191,7 +192,8 @@ def test_responses_are_symmetric_positive_and_bounded(d_out, d_in, rho, tau, see
 
 
 def test_more_damping_responds_less():
-    bases, products = eigenbases({"x": spd(3)}, {"x": spd(2)})
+    bases, spectra = eigenbases({"x": spd(3)}, {"x": spd(2)})
+    products = {"x": torch.outer(*spectra["x"])}
     G = torch.ones(2, 3, dtype=torch.float64)
     weak = Ekfac([layer(2, 3)], bases, products, 1e-3)
     norms = [float(weak.with_damping(rho).respond("x", G).norm()) for rho in (1e-3, 1e-1, 10.0)]

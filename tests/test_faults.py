@@ -223,7 +223,7 @@ def check_shards_add_up_to_the_whole():
         c = Collector(model, select_layers(model), processes=processes)
         made = make_batches(rows(), 20)
         found = fit_factors(c, made, SEED)
-        eigenvalues = fit_eigenvalues(c, made, SEED, eigenbases(found.A, found.S)[0])
+        eigenvalues = fit_eigenvalues(c, made, SEED, eigenbases(dict(found.A), dict(found.S))[0])
         return found, eigenvalues, sum_gradient(c, made)
 
     ranks = Ranks()
@@ -307,7 +307,7 @@ def _direct():
 def _eigenvalues(made):
     c = collector()
     found = fit_factors(c, made, SEED)
-    return fit_eigenvalues(c, made, SEED, eigenbases(found.A, found.S)[0])
+    return fit_eigenvalues(c, made, SEED, eigenbases(dict(found.A), dict(found.S))[0])
 
 
 FAULTS = [

@@ -139,7 +139,14 @@ class Influence(Settings):
     sample_fraction: float = Field(
         0.5, gt=0, le=1, description="share of each domain's rows that is measured"
     )
+    curvature_fraction: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = Field(
+        "auto",
+        description="share of the measured rows that the curvature rests on; auto: enough for the widest layer",
+    )
     batch_tokens: int = Field(4096, gt=0, description="padded tokens in one pass's batch")
+    store: Literal["auto", "memory", "disk"] = Field(
+        "auto", description="where large matrices lie; auto: on disk where memory would exceed training's own"
+    )
 
 
 class Budget(Settings):

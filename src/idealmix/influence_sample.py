@@ -58,8 +58,11 @@ class Sampler:
     batch_tokens: int
     seed: int
 
-    def drawn(self, name: str, pool: Pool, row_ids: Sequence[str]) -> Sample:
+    def drawn(self, name: str, pool: Pool, row_ids: Sequence[str], part: float = 1.0) -> Sample:
         """Of the distinct rows of the mixture, with their repetitions.
+
+        Args:
+            part: take only this share of the sample, the same rows whenever it is asked for.
 
         Raises:
             InputError: a row is not in the pool.
@@ -72,7 +75,7 @@ class Sampler:
                 mend="the data changed since the mixture was drawn",
             )
         rows = {pool.index[row]: times for row, times in Counter(row_ids).items()}
-        return self._chosen(name, "drawn rows", pool, rows, base=len(rows))
+        return self._chosen(name, "drawn rows", pool, rows, base=part * len(rows))
 
     def unused(self, name: str, pool: Pool, row_ids: Sequence[str]) -> Sample:
         """Of the rows outside the mixture; from no more of them than were drawn, however large the pool.
@@ -88,7 +91,7 @@ class Sampler:
         """Every row, once."""
         return self._batched(name, name, pool, {i: 1 for i in range(len(pool))}, 1.0)
 
-    def _chosen(self, domain: str, kind: str, pool: Pool, rows: Mapping[int, int], base: int) -> Sample:
+    def _chosen(self, domain: str, kind: str, pool: Pool, rows: Mapping[int, int], base: float) -> Sample:
         size = min(len(rows), max(math.ceil(self.fraction * base), LEAST_ROWS))
         every = sorted(rows)
         order = seeded_order([pool.ids[i] for i in every], self.seed, "influence", domain)

@@ -8,19 +8,20 @@ an `InfluenceMatrix`. The passes over the data:
     3. domains      drawn rows, then unused rows: every row's dots with all U_q, and gbar_i; then W_i = R gbar_i
     4. references   again: every row's dots with all W_i, for the reference rows' share of the error
 
-No row's gradient is kept. Held at a time: R, and (references + 2 domains) matrices of each measured layer's size.
+No row's gradient is kept. R and (references + 2 domains) matrices of each measured layer's size lie on `Shelves`: in
+memory, or in a scratch folder, where one layer's are read at a time.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from idealmix import config
 from idealmix.curvature import (
@@ -29,6 +30,9 @@ from idealmix.curvature import (
     Layer,
     Metric,
     RowDots,
+    Shelf,
+    Shelves,
+    SumGradient,
     adam_metric,
     fit_curvature,
     row_dots,
@@ -48,8 +52,12 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int, str], None]
 """Called with parts done, parts in all, and what is being done."""
 
-# forward and backward passes over the mixture's sample
-_SWEEPS = {"identity": 0, "kfac": 1, "ekfac": 2}
+# What the curvature rests on where there are more: tokens for each dimension of the widest layer, and rows
+# (docs/decisions.md, 17).
+TOKENS_PER_DIMENSION = 32
+CURVATURE_ROWS = 256
+# Matrices that take less than this, in bytes, always lie in memory.
+SMALL = 2**30
 
 
 def measure(
@@ -61,6 +69,7 @@ def measure(
     *,
     record: TrainingRecord | None = None,
     folder: Path | None = None,
+    scratch: Path | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> InfluenceMatrix:
@@ -77,6 +86,7 @@ def measure(
         folder: where the record lies. ``second_moments.safetensors`` in it is AdamW's metric for ``finite``, each
             layer's inverse square root taken as a rank-one matrix (`curvature.adam_metric`). tau is the sum of the
             step sizes; momentum, clipping and weight decay are not modelled.
+        scratch: an existing folder for matrices that are kept on disk; default the system's for temporary files.
         seed: of the samples of rows and of the sampled labels.
 
     Raises:
@@ -90,53 +100,33 @@ def measure(
     drawn = [sampler.drawn(name, pool, rows[name]) for name, pool in domains.items()]
     unused = [sampler.unused(name, pool, rows[name]) for name, pool in domains.items()]
     held_out = [sampler.whole(name, pool) for name, pool in references.items()]
-    # the largest batch first: what does not fit in memory fails at once
-    mixed = sorted((batch for each in drawn for batch in each.batches), key=lambda b: -b.input_ids.numel())
-    parts = _SWEEPS[settings.curvature] * len(mixed)
-    parts += sum(len(sample.batches) for sample in [*drawn, *unused, *held_out, *held_out])
-    collector = Collector(model, layers, progress=_counted(progress, parts))
-
-    curvature = fit_curvature(
-        settings.curvature,
-        collector,
-        mixed,
-        rho=settings.damping,
-        label_seed=seed if settings.fisher == "sampled" else None,
-        tau=tau,
-        metrics=metrics,
+    part = _curvature_part(settings, layers, drawn)
+    fitted = (
+        [sampler.drawn(name, pool, rows[name], part) for name, pool in domains.items()] if part < 1 else drawn
     )
-
-    responses, losses = _Responses(curvature), {}
-    for name, sample in zip(references, held_out):
-        gradient = sum_gradient(collector, sample.batches)
-        losses[name] = float(gradient.rows.sums.sum()) / gradient.supervised
-        responses.add(gradient.mean())
-    queries = responses.stacked()
-
-    training: list[Rows | None] = []
-    by_layer = {layer.name: np.zeros((len(references), 2 * len(domains))) for layer in layers}
-    for number, sample in enumerate([*drawn, *unused]):
-        if not sample.rows:
-            training.append(None)
-            continue
-        dots = row_dots(collector, sample.batches, queries, total=True)
-        if dots.gradient is None:
-            raise RuntimeError("row_dots gives the gradient that total=True asks for")
-        for name, part in by_layer.items():
-            part[:, number] = dots.by_layer[name].numpy() / dots.gradient.supervised
-        training.append(_rows(dots, dots.dots.numpy(), sample.fraction))
-        responses.add(dots.gradient.mean())
-        del dots
-    del queries
-
-    answers = responses.stacked()
-    has_rows = np.array([found is not None for found in training])
-    on_references = []
-    for sample in held_out:
-        dots = row_dots(collector, sample.batches, answers)
-        products = np.zeros((sample.rows, len(has_rows)))
-        products[:, has_rows] = dots.dots.numpy()
-        on_references.append(_rows(dots, products, sample.fraction))
+    passes = {
+        "covariances": fitted if settings.curvature != "identity" else [],
+        "eigenvalues": fitted if settings.curvature == "ekfac" else [],
+        "references": held_out,
+        "domains": [*drawn, *unused],
+        "reference rows": held_out,
+    }
+    parts = sum(len(sample.batches) for samples in passes.values() for sample in samples)
+    collector = Collector(model, layers, progress=_counted(progress, parts))
+    with Shelves(_scratch(settings, model, layers, len(references) + 2 * len(domains), scratch)) as shelves:
+        curvature = fit_curvature(
+            settings.curvature,
+            collector,
+            # the largest batch first: what does not fit in memory fails at once
+            sorted((batch for each in fitted for batch in each.batches), key=lambda b: -b.input_ids.numel()),
+            rho=settings.damping,
+            label_seed=seed if settings.fisher == "sampled" else None,
+            tau=tau,
+            metrics=metrics,
+            shelves=shelves,
+        )
+        damping = dict(curvature.damping)
+        moments, by_layer, losses = _moments(collector, curvature, [*drawn, *unused], held_out, shelves)
 
     shares = _token_shares(domains, rows)
     plain = settings.curvature == "identity"
@@ -145,18 +135,20 @@ def measure(
         references=tuple(references),
         step_weights={name: float(record.step_weights.get(name, 0.0)) for name in domains} if record else shares,
         centred=settings.centred is not False,
-        moments=Moments.of(training, on_references),
+        moments=moments,
         layers=by_layer,
-        losses=losses,
+        losses=dict(zip(references, losses)),
         facts={
             "curvature": settings.curvature,
             "response": None if plain else settings.response,
             "fisher": None if plain else settings.fisher,
             "damping": None if plain or tau is not None else settings.damping,
-            "damping_absolute": {} if tau is not None else dict(curvature.damping),
+            "damping_absolute": {} if tau is not None else damping,
             "tau": tau,
             "metric": None if metrics is None else "adamw",
             "sample_fraction": settings.sample_fraction,
+            "curvature_fraction": part,
+            "pass_tokens": {name: sum(each.tokens for each in samples) for name, samples in passes.items()},
             "token_shares": shares,
             "tokens": {
                 "drawn": {name: sample.tokens for name, sample in zip(domains, drawn)},
@@ -234,25 +226,78 @@ def _training_response(
         ) from error
 
 
-class _Responses:
-    """R times one gradient after the other."""
+def _moments(
+    collector: Collector,
+    curvature: Curvature,
+    training: Sequence[Sample],
+    held_out: Sequence[Sample],
+    shelves: Shelves,
+) -> tuple[Moments, dict[str, Array], list[float]]:
+    """Passes 2 to 4: the moments of gbar_q' R gbar_i with their errors, their parts by layer, the references' losses."""
+    responses, losses = shelves.shelf(), []
+    for sample in held_out:
+        gradient = sum_gradient(collector, sample.batches)
+        losses.append(float(gradient.rows.sums.sum()) / gradient.supervised)
+        _respond(curvature, gradient, responses)
 
-    def __init__(self, curvature: Curvature) -> None:
-        self._curvature = curvature
-        self._found: dict[str, list[Tensor]] = {layer.name: [] for layer in curvature.layers}
+    answers = shelves.shelf()
+    rows: list[Rows | None] = []
+    by_layer = {layer.name: np.zeros((len(held_out), len(training))) for layer in collector.layers}
+    for number, sample in enumerate(training):
+        if not sample.rows:
+            rows.append(None)
+            continue
+        dots = row_dots(collector, sample.batches, responses, total=True)
+        if dots.gradient is None:
+            raise RuntimeError("row_dots gives the gradient that total=True asks for")
+        for name, part in by_layer.items():
+            part[:, number] = dots.by_layer[name].numpy() / dots.gradient.supervised
+        rows.append(_rows(dots, dots.dots.numpy(), sample.fraction))
+        _respond(curvature, dots.gradient, answers)
+        del dots
+    responses.clear()
 
-    def add(self, gradient: Mapping[str, Tensor]) -> None:
-        """One more set's mean gradient; it is not kept."""
-        for name, matrices in self._found.items():
-            matrices.append(self._curvature.respond(name, gradient[name]))
+    has_rows = np.array([found is not None for found in rows])
+    on_references = []
+    for sample in held_out:
+        dots = row_dots(collector, sample.batches, answers)
+        products = np.zeros((sample.rows, len(has_rows)))
+        products[:, has_rows] = dots.dots.numpy()
+        on_references.append(_rows(dots, products, sample.fraction))
+    return Moments.of(rows, on_references), by_layer, losses
 
-    def stacked(self) -> dict[str, Tensor]:
-        """(N, d_out, d_in) by layer, in the order of `add`; begins anew."""
-        whole = {}
-        for name, matrices in self._found.items():
-            whole[name] = torch.stack(matrices)
-            matrices.clear()
-        return whole
+
+def _respond(curvature: Curvature, gradient: SumGradient, onto: Shelf) -> None:
+    """R times a set's mean gradient, behind the others; the gradient is emptied on the way."""
+    for layer in curvature.layers:
+        mean = gradient.matrices.pop(layer.name) / gradient.supervised
+        onto.append(layer.name, curvature.respond(layer.name, mean))
+
+
+def _curvature_part(settings: config.Influence, layers: Sequence[Layer], drawn: Sequence[Sample]) -> float:
+    """The share of the drawn sample that R rests on: all, or the rows and tokens that it asks for."""
+    if settings.curvature_fraction != "auto":
+        return settings.curvature_fraction
+    wanted = TOKENS_PER_DIMENSION * max(max(layer.d_in, layer.d_out) for layer in layers)
+    tokens, rows = sum(sample.tokens for sample in drawn), sum(sample.rows for sample in drawn)
+    return min(1.0, max(wanted / max(1, tokens), CURVATURE_ROWS / max(1, rows)))
+
+
+def _scratch(
+    settings: config.Influence, model: nn.Module, layers: Sequence[Layer], matrices: int, scratch: Path | None
+) -> Path | None:
+    """Where the matrices lie: None is memory, as long as they take no more of it than AdamW's state did."""
+    if settings.store == "memory":
+        return None
+    wide = 4 * (
+        sum(layer.d_in * layer.d_out * (matrices + 1) + layer.d_in**2 + layer.d_out**2 for layer in layers)
+    )
+    state = 12 * sum(
+        parameter.numel() for parameter in model.parameters()
+    )  # gradient and two moments, float32
+    if settings.store == "auto" and wide <= max(state, SMALL):
+        return None
+    return scratch or Path(tempfile.gettempdir())
 
 
 def _rows(found: RowDots, products: Array, fraction: float) -> Rows:

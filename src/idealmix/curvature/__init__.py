@@ -11,6 +11,7 @@ from idealmix.curvature.fit import Curvature, Identity, fit_curvature
 from idealmix.curvature.gradients import RowDots, RowLosses, SumGradient, row_dots, sum_gradient
 from idealmix.curvature.layers import Layer, select_layers
 from idealmix.curvature.processes import Processes
+from idealmix.curvature.shelf import Shelf, Shelves
 
 __all__ = [
     "Batch",
@@ -22,6 +23,8 @@ __all__ = [
     "Processes",
     "RowDots",
     "RowLosses",
+    "Shelf",
+    "Shelves",
     "SumGradient",
     "adam_metric",
     "fit_curvature",

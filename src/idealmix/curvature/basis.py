@@ -6,7 +6,7 @@ gradient matrix (d_out, d_in) is turned into their basis and back: ``G~ = Q_S' G
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from idealmix.curvature.layers import Layer
 from idealmix.curvature.linalg import eigenbasis
+from idealmix.curvature.shelf import Shelf, Shelves
 
 
 @dataclass(frozen=True)
@@ -91,28 +92,67 @@ def scaled_factors(A: Tensor, S: Tensor, metric: Metric | None) -> tuple[Tensor,
     return A * torch.outer(metric.c, metric.c), S * torch.outer(metric.r, metric.r)
 
 
+class Bases(Mapping[str, Basis]):
+    """The basis of every layer by name; layers that read the same input share Q_A.
+
+    Args:
+        QA: by leader. QS: by layer name.
+        leaders: the layer whose Q_A a layer has.
+        metrics: of the optimiser, by layer name.
+    """
+
+    def __init__(
+        self, QA: Shelf, QS: Shelf, leaders: Mapping[str, str], metrics: Mapping[str, Metric]
+    ) -> None:
+        self._QA, self._QS, self.leaders, self._metrics = QA, QS, leaders, metrics
+
+    def __getitem__(self, name: str) -> Basis:
+        return Basis(self._QA[self.leaders[name]], self._QS[name], self._metrics.get(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.leaders)
+
+    def __len__(self) -> int:
+        return len(self.leaders)
+
+
 def eigenbases(
-    A: Mapping[str, Tensor], S: Mapping[str, Tensor], metrics: Mapping[str, Metric] | None = None
-) -> tuple[dict[str, Basis], dict[str, Tensor]]:
-    """Bases of all layers, and K-FAC's eigenvalues in them: products of the factors' own, (d_out, d_in).
+    A: dict[str, Tensor],
+    S: dict[str, Tensor],
+    metrics: Mapping[str, Metric] | None = None,
+    shelves: Shelves | None = None,
+) -> tuple[Bases, dict[str, tuple[Tensor, Tensor]]]:
+    """Bases of all layers, and the factors' own eigenvalues (of S, then of A), whose outer product is K-FAC's.
 
     A factor that several layers share is decomposed once.
+
+    Args:
+        A, S: by layer name. Both are emptied on the way: of the factors and their bases only one is held.
+        metrics: of the optimiser, by layer name.
+        shelves: where the bases lie; None: memory.
 
     Raises:
         IdealmixError: a decomposition failed in every way; the layer is named.
     """
-    bases: dict[str, Basis] = {}
-    products: dict[str, Tensor] = {}
-    done: dict[int, tuple[Tensor, Tensor]] = {}
-    for name in A:
-        metric = (metrics or {}).get(name)
-        if metric is not None:
-            metric = Metric(metric.r.to(S[name]), metric.c.to(A[name]))
-        a, s = scaled_factors(A[name], S[name], metric)
-        if metric is not None or id(A[name]) not in done:
-            done[id(A[name])] = eigenbasis(a, f"layer {name}, factor A")
-        values_a, QA = done[id(A[name])]
-        values_s, QS = eigenbasis(s, f"layer {name}, factor S")
-        bases[name] = Basis(QA, QS, metric)
-        products[name] = torch.outer(values_s, values_a)
-    return bases, products
+    shelves = shelves or Shelves()
+    QA, QS = shelves.shelf(), shelves.shelf()
+    first: dict[int, str] = {}
+    leaders = {name: first.setdefault(id(factor), name) for name, factor in A.items()}
+    if metrics:  # each layer has its own scale
+        leaders = {name: name for name in A}
+    scales: dict[str, Metric] = {}
+    spectra: dict[str, Tensor] = {}
+    values: dict[str, tuple[Tensor, Tensor]] = {}
+    for name, leader in leaders.items():
+        a, s = A.pop(name), S.pop(name)
+        if metrics and name in metrics:
+            scales[name] = Metric(metrics[name].r.to(s), metrics[name].c.to(a))
+            a, s = scaled_factors(a, s, scales[name])
+        if leader not in spectra:
+            spectra[leader], vectors = eigenbasis(a, f"layer {name}, factor A")
+            QA.put(leader, vectors)
+        del a
+        values_s, vectors = eigenbasis(s, f"layer {name}, factor S")
+        QS.put(name, vectors)
+        values[name] = values_s, spectra[leader]
+    return Bases(QA, QS, leaders, scales), values

@@ -45,7 +45,7 @@ class Ekfac:
         rho: float,
         tau: float | None = None,
     ) -> None:
-        self.layers, self.bases, self.eigenvalues = list(layers), dict(bases), dict(eigenvalues)
+        self.layers, self.bases, self.eigenvalues = list(layers), bases, eigenvalues
         self.rho, self.tau = rho, tau
         self.damping = absolute_damping(self.means(), rho)
 
@@ -62,7 +62,8 @@ class Ekfac:
         """G in the eigenbasis. The dot of two rotated gradients, weighted by `response`, is ``<G, R G'>``: with
         gradients rotated once, every damping is free.
         """
-        return self.bases[name].rotate(G.to(self.eigenvalues[name]))
+        basis = self.bases[name]
+        return basis.rotate(G.to(basis.QS))
 
     def response(self, name: str) -> Tensor:
         """f(lambda), (d_out, d_in)."""

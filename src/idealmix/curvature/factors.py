@@ -12,14 +12,14 @@ Martens and Grosse (arXiv 1503.05671), section 3; EK-FAC, George et al. (arXiv 1
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from idealmix.curvature.basis import Basis
+from idealmix.curvature.basis import Bases
 from idealmix.curvature.batch import Batch
 from idealmix.curvature.collect import Collector, Losses, Signal
 from idealmix.curvature.layers import Layer
@@ -134,25 +134,24 @@ class FactorSums:
 class EigenvalueSums:
     """A visitor that adds up each sequence's squared gradient in the eigenbasis."""
 
-    def __init__(self, layers: Sequence[Layer], bases: Mapping[str, Basis]) -> None:
+    def __init__(self, layers: Sequence[Layer], bases: Bases) -> None:
         self.layers, self.bases = layers, bases
-        self._sums = {
-            layer.name: torch.zeros(
-                layer.d_out, layer.d_in, dtype=bases[layer.name].QA.dtype, device=bases[layer.name].QA.device
-            )
-            for layer in layers
-        }
-        self._turned: tuple[Tensor, Tensor, Tensor] | None = None  # the last a, its basis, a in that basis
+        self._sums: dict[str, Tensor] = {}
+        self._turned: tuple[Tensor, str, Tensor] | None = (
+            None  # the last a, its leader, a in the leader's basis
+        )
 
     def __call__(self, signal: Signal) -> None:
-        self._sums[signal.layer.name] += self.squares(signal)
+        name, squares = signal.layer.name, self.squares(signal)
+        self._sums[name] = self._sums[name].add_(squares) if name in self._sums else squares
 
     def squares(self, signal: Signal) -> Tensor:
         """Weighted sum over sequences of (Q_S' G_n Q_A)^2, (d_out, d_in).
 
         The square is of the sequence's whole gradient: neither of a token's nor of the batch's.
         """
-        total = torch.zeros_like(self._sums[signal.layer.name])
+        layer = signal.layer
+        total = torch.zeros(layer.d_out, layer.d_in, dtype=wide(signal.s.dtype), device=signal.s.device)
         for rows, gradients in self._rotated(signal):
             root = signal.weights[rows].sqrt().to(gradients.dtype)
             total += gradients.mul_(root[:, None, None]).square_().sum(0)
@@ -172,29 +171,39 @@ class EigenvalueSums:
         )
         a, s = signal.a, signal.s.to(QS.dtype)
         if tokens_first:
-            a, s = self._turn(signal.a, QA), s @ QS
+            a, s = (
+                self._turn(signal.a, QA, layer.name if basis.metric else self.bases.leaders[layer.name]),
+                s @ QS,
+            )
         step = max(1, HELD // (layer.d_in * layer.d_out))
         for begin in range(0, len(s), step):
             rows = slice(begin, begin + step)
             gradients = s[rows].mT @ a[rows].to(s.dtype)
             yield rows, gradients if tokens_first else QS.T @ gradients @ QA
 
-    def _turn(self, a: Tensor, QA: Tensor) -> Tensor:
-        if self._turned is None or self._turned[0] is not a or self._turned[1] is not QA:
-            self._turned = a, QA, a.to(QA.dtype) @ QA
+    def _turn(self, a: Tensor, QA: Tensor, leader: str) -> Tensor:
+        if self._turned is None or self._turned[0] is not a or self._turned[1] != leader:
+            self._turned = a, leader, a.to(QA.dtype) @ QA
         return self._turned[2]
 
     def total(self, losses: list[Losses], processes: Processes) -> dict[str, Tensor]:
         """lambda by layer: sums over all processes, divided by supervised tokens."""
         _, supervised = counts(losses, processes)
-        return {name: processes.all_sum(sums) / supervised for name, sums in self._sums.items()}
+        found = {}
+        for layer in self.layers:  # the same order everywhere: every process takes part in every sum
+            weight: Any = layer.modules[0].weight
+            mine = self._sums.pop(layer.name, None)
+            if mine is None:  # it did not run in this process's share
+                mine = torch.zeros(layer.d_out, layer.d_in, dtype=wide(weight.dtype), device=weight.device)
+            found[layer.name] = processes.all_sum(mine).div_(supervised)
+        return found
 
 
 def fit_eigenvalues(
     collector: Collector,
     batches: Sequence[Batch],
     label_seed: int | None,
-    bases: Mapping[str, Basis],
+    bases: Bases,
     sums: EigenvalueSums | None = None,
 ) -> dict[str, Tensor]:
     """lambda of every layer, (d_out, d_in), nats^2 per supervised token: a second forward and backward.

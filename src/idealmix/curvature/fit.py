@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from idealmix.curvature.basis import Metric, eigenbases
@@ -18,6 +19,7 @@ from idealmix.curvature.ekfac import Ekfac
 from idealmix.curvature.factors import fit_eigenvalues, fit_factors
 from idealmix.curvature.kfac import Kfac
 from idealmix.curvature.layers import Layer
+from idealmix.curvature.shelf import Shelves
 
 
 class Curvature(Protocol):
@@ -51,10 +53,12 @@ def fit_curvature(
     collector: Collector,
     batches: Sequence[Batch],
     *,
+    for_factors: Sequence[Batch] | None = None,
     rho: float = 1e-3,
     label_seed: int | None = 0,
     tau: float | None = None,
     metrics: Mapping[str, Metric] | None = None,
+    shelves: Shelves | None = None,
 ) -> Curvature:
     """Measure a curvature on the mixture's rows.
 
@@ -62,21 +66,31 @@ def fit_curvature(
         kind: ``ekfac`` (two passes), ``kfac`` (one), ``identity`` (none).
         collector: the model and its layers.
         batches: rows with repetitions as weights.
+        for_factors: the rows of A and S where fewer will do: EK-FAC takes only directions from them, and measures how
+            much curvature lies in each on `batches`. None: `batches`. Ignored by ``kfac``, whose sizes come from A and S.
         rho: damping relative to each layer's mean eigenvalue.
         label_seed: of labels sampled from the model; None: the data's own labels (empirical Fisher).
         tau: sum of the step sizes: the finite response; None: the converged one.
         metrics: by layer name, from `adam_metric`; None: plain gradient descent.
+        shelves: where bases and eigenvalues lie; None: memory.
 
     Raises:
         IdealmixError: something is not finite, does not decompose, or no gradient reaches a layer.
     """
     if kind == "identity":
         return Identity(collector.layers)
-    factors = fit_factors(collector, batches, label_seed)
+    fewer = for_factors if kind == "ekfac" and for_factors is not None else batches
+    factors = fit_factors(collector, fewer, label_seed)
     if kind == "kfac" and tau is None:
         return Kfac(collector.layers, factors.A, factors.S, rho, metrics)
-    bases, products = eigenbases(factors.A, factors.S, metrics)
+    shelves = shelves or Shelves()
+    bases, spectra = eigenbases(factors.A, factors.S, metrics, shelves)
+    eigenvalues = shelves.shelf()
     if kind == "kfac":
-        return Ekfac(collector.layers, bases, products, rho, tau)
-    del factors, products
-    return Ekfac(collector.layers, bases, fit_eigenvalues(collector, batches, label_seed, bases), rho, tau)
+        for name, pair in spectra.items():
+            eigenvalues.put(name, torch.outer(*pair))
+    else:
+        found = fit_eigenvalues(collector, batches, label_seed, bases)
+        for name in list(found):
+            eigenvalues.put(name, found.pop(name))
+    return Ekfac(collector.layers, bases, eigenvalues, rho, tau)
