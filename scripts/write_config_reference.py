@@ -62,7 +62,7 @@ def type_in_words(annotation: object) -> str:
         return "null"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "block"
-    names = {str: "text", int: "whole number", float: "number", bool: "true, false"}
+    names = {typing.Any: "any value", str: "text", int: "whole number", float: "number", bool: "true, false"}
     return names.get(annotation, str(annotation))  # type: ignore[call-overload]
 
 

@@ -36,13 +36,13 @@ def run(config: str | Path | Mapping[str, Any], watch: Watch | None = None) -> d
     Raises:
         InputError, IdealmixError: see the message.
     """
-    from idealmix.rounds.loop import run_rounds
+    from idealmix.comparison.single import run_any
 
     if isinstance(config, Mapping):
         settings = configfile.from_mapping(dict(config), folder=Path.cwd())
     else:
         settings = configfile.load(config)
-    return run_rounds(settings, watch or Silent())
+    return run_any(settings, watch or Silent())
 
 
 def influence(

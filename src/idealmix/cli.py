@@ -112,15 +112,51 @@ def run(
                 for text in report["warnings"]:
                     typer.echo(f"# {name}: {text}")
         return
-    from idealmix.rounds.loop import run_rounds
+    from idealmix.comparison.single import run_any
 
     with (
         _watching(as_json, resume=_again("run", str(config), overrides)) as (terminal, team),
         _located(config),
     ):
-        result = run_rounds(settings, terminal, team)
+        result = run_any(settings, terminal, team)
     if team.leads:
         _finish(settings.output, result, as_json)
+
+
+@app.command()
+def compare(
+    config: ConfigFile,
+    methods: Annotated[
+        str | None,
+        typer.Option("--methods", help="Names (docs/methods.md) or module:Class, joined by commas."),
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", help="Seeds of every method, search included.")] = 3,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train every method's mixture on one budget: gain, its error over seeds, and the cost of the search.
+
+    On an existing folder it goes on where it stopped; more methods or seeds share what is done.
+    """
+    from idealmix import configfile
+    from idealmix.comparison.compare import DEFAULT, compare
+    from idealmix.comparison.tables import comparison_tables
+
+    settings = configfile.load(config, overrides or [])
+    names = [name.strip() for name in methods.split(",") if name.strip()] if methods else list(DEFAULT)
+    asked = ["compare", str(config), *(["--methods", methods] if methods else []), "--seeds", str(seeds)]
+    with (
+        _watching(as_json, resume=_again(*asked, overrides)) as (terminal, team),
+        _located(config),
+    ):
+        content = compare(settings, names, seeds, terminal, team)
+        for table in comparison_tables(content):
+            terminal.table(*table)
+    folder = Path(settings.output) / "compare"
+    if team.leads and as_json:
+        _print_json(content)
+    elif team.leads:
+        typer.echo(f"figures  {folder / 'comparison.json'}\npage     {folder / 'comparison.html'}")
 
 
 @app.command()
@@ -154,6 +190,29 @@ def influence(
         _print_json(matrix.to_json())
     else:
         typer.echo(f"{matrix}\nwritten to {path}")
+
+
+@app.command()
+def plan(
+    config: ConfigFile,
+    machine: Annotated[
+        str | None,
+        typer.Option("--machine", help="h100, h200, a100-80gb, a100-40gb, l4, rtx-4090; default: this machine."),
+    ] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell tokens, time, peak memory and disk of every phase before it starts, and settings that make it fit."""
+    from idealmix import configfile
+    from idealmix.plan.command import plan_config
+
+    settings = configfile.load(config, overrides or [])
+    with _watching(as_json) as (terminal, _), _located(config):
+        found = plan_config(settings, machine, terminal)
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        found.show(terminal)
 
 
 @app.command()

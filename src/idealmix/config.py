@@ -191,8 +191,14 @@ class Config(Settings):
     """A run's whole configuration, every default resolved. See docs/config.md."""
 
     model: str = Field(min_length=1, description="a hub name or a local folder")
-    method: Literal["ideal", "ideal-paper"] = Field(
-        "ideal", description="ideal, or the paper's rule to the letter"
+    method: str = Field(
+        "ideal",
+        description="who finds the mixture: ideal, ideal-paper (the paper's rule to the letter), another of docs/methods.md, "
+        "or your own as 'module:Class'",
+    )
+    methods: Annotated[dict[str, dict[str, Any]], BeforeValidator(_none_is_empty)] = Field(
+        default_factory=dict,
+        description="options of methods by name, such as {random: {k: 5}}; see docs/methods.md",
     )
     domains: dict[str, Annotated[Source, BeforeValidator(_path_alone)]] = Field(
         min_length=1, description="training pools by name"

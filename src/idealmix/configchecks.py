@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from idealmix.config import Config
 from idealmix.configlines import Location
 from idealmix.errors import InputError
+from idealmix.methods import check_name
 
 Problem = tuple[Location, str]
 
@@ -191,6 +192,10 @@ def _block(annotation: Any) -> Any:
 
 
 def _cross_checks(config: Config) -> Iterator[Problem]:
+    named: list[tuple[Location, str]] = [(("methods", method), method) for method in config.methods]
+    for location, method in [(("method",), config.method), *named]:
+        if problem := check_name(method):
+            yield location, problem
     for block in ("domains", "references", "tests", "scores"):
         for name in getattr(config, block):
             if not _NAME.match(name) or name.strip() != name or name.endswith(".") or len(name.encode()) > 64:

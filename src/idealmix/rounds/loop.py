@@ -31,8 +31,8 @@ from idealmix.rounds.volume import Drawn, mean_volumes
 from idealmix.rounds.watch import Watch
 from idealmix.slopes import Limit, Slopes
 
-# Seeds of round 0's replicates lie this far apart, so that a run with the next seed does not repeat them.
-_SEED_STRIDE = 1_000_003
+SEED_STRIDE = 1_000_003
+"""Seeds of round 0's replicates lie this far apart, so that a run with the next seed does not repeat them."""
 
 
 @dataclass
@@ -76,16 +76,16 @@ def run_rounds(config: Config, watch: Watch, team: Team | None = None) -> dict[s
     team = team or Team()
     folder = RunFolder(Path(config.output), watch.warn)
     with contextlib.ExitStack() as held:
-        team.lead(lambda: _claim(folder, config, held))
+        team.lead(lambda: claim(folder, config, held))
         watch.begin("reading the data")
         inputs = load_inputs(config, watch)
         watch.end(0.0, reused=False)
         phases = Phases(config, inputs, folder, team, watch)
         story = tell(config, inputs, phases, watch)
-        return team.lead(lambda: _finish(story, inputs, folder))
+        return team.lead(lambda: finish(story, inputs, folder))
 
 
-def _claim(folder: RunFolder, config: Config, held: contextlib.ExitStack) -> None:
+def claim(folder: RunFolder, config: Config, held: contextlib.ExitStack) -> None:
     """Lock the folder; write the resolved configuration, or check that the folder holds the same one.
 
     Raises:
@@ -136,7 +136,7 @@ def tell(config: Config, inputs: Inputs, phases: Phases, watch: Watch) -> Story:
     story = Story(config, base, goal, [first], warnings=list(inputs.warnings))
     # replicates tell the noise of the seed, which only a second round is compared with
     for number in range(1, allocation.replicates + 1 if allocation.rounds > 1 else 1):
-        other = seed + number * _SEED_STRIDE
+        other = seed + number * SEED_STRIDE
         mixed = phases.mix(f"round-0/replicate-{number}-draw", counts, other)
         again = phases.replicate(f"round-0/replicate-{number}", mixed, other, steps)
         goal.replicates.append(again.deciding)
@@ -176,7 +176,7 @@ def tell(config: Config, inputs: Inputs, phases: Phases, watch: Watch) -> Story:
         if state.action == "end":
             break
         new = _train_round(phases, last.index + 1, step.m, step.counts, seed, steps)
-        new.decision = _judge(story, best, new)
+        new.decision = judge(story, best, new)
         state = new.after = next_step(state, new.decision)
         story.rounds.append(new)
         watch.table(*tables.round_table(story, new))
@@ -244,7 +244,8 @@ def _limits(story: Story, at: Round) -> list[Limit]:
     return limits
 
 
-def _judge(story: Story, incumbent: Round, new: Round) -> Decision:
+def judge(story: Story, incumbent: Round, new: Round) -> Decision:
+    """Whether a new round is better than the incumbent, within the constraints."""
     losses = new.evaluated.deciding
     constraints = {
         name: (story.goal.rise(name, losses), constraint.max_increase)
@@ -257,7 +258,8 @@ def _sizes(inputs: Inputs) -> dict[str, int]:
     return {name: len(pool) for name, pool in inputs.domains.items()}
 
 
-def _finish(story: Story, inputs: Inputs, folder: RunFolder) -> dict[str, Any]:
+def finish(story: Story, inputs: Inputs, folder: RunFolder) -> dict[str, Any]:
+    """Write ``manifest.json``, ``result.json`` and the report; returns the result."""
     content = result.assemble(story, inputs, folder)
     write_json(folder.path / "manifest.json", result.manifest(story, inputs))
     write_json(folder.path / "result.json", content)

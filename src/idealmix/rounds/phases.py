@@ -230,10 +230,10 @@ class Phases:
         )
         return artifact.json()
 
-    def materialise(self, mixed: Mixed) -> Artifact:
+    def materialise(self, mixed: Mixed, where: str = "mixture") -> Artifact:
         """Write the final mixture's rows: ``mixture/<domain>.jsonl`` and a manifest."""
         return self._do(
-            "mixture",
+            where,
             "writing the final mixture",
             {"mixture": mixed.artifact.key},
             lambda part: export_jsonl(mixed.mixture, part, self.inputs.domains),

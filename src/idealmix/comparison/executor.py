@@ -1,0 +1,266 @@
+"""Carries out what a method asks for, and trains the mixtures that it ends with.
+
+Flows in: a method, the configuration, the inputs. Flows out: `Found`: the trained mixtures and what the search cost. Every
+mixture has the tokens (to about half a row) and the optimiser steps of joint SFT at the same seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from idealmix import configfile
+from idealmix.allocation import start_counts
+from idealmix.comparison.shared import Ledger, SharedPhases, Spent, steps_of
+from idealmix.config import Config
+from idealmix.data.mixture import draw
+from idealmix.errors import InputError
+from idealmix.influence_matrix import InfluenceMatrix
+from idealmix.methods.projection import as_allocation, project
+from idealmix.methods.protocol import (
+    Adapt,
+    Array,
+    Measure,
+    Method,
+    Note,
+    Outcome,
+    Problem,
+    Proposal,
+    Request,
+    Rounds,
+    Train,
+    simplex,
+)
+from idealmix.rounds.folder import RunFolder
+from idealmix.rounds.goal import Goal
+from idealmix.rounds.inputs import Inputs
+from idealmix.rounds.loop import tell
+from idealmix.rounds.phases import Evaluated, Mixed, Trained
+from idealmix.rounds.team import Team
+from idealmix.rounds.volume import Drawn, mean_volumes
+from idealmix.rounds.watch import Watch
+
+
+@dataclass(frozen=True)
+class Final:
+    """A mixture that a method ended with, trained at the whole budget."""
+
+    mixed: Mixed
+    trained: Trained
+    evaluated: Evaluated
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a method's search led to.
+
+    Attributes:
+        finals: one mixture as a rule; none: the base model; several: the figure is their mean.
+        spent: everything that was done, the final trainings included, by name.
+        search: what the search cost beyond one training of the final mixture.
+    """
+
+    finals: list[Final]
+    spent: Mapping[str, Spent]
+    search: Spent
+
+
+class Executor:
+    """One method at one seed, in a run's folder.
+
+    Args:
+        config: of the run; its seed is replaced by `seed`.
+        own: folder of what is this search's alone; ``""``: the run's.
+
+    Raises:
+        InputError: the pools cannot fill the budget (by how much), or the budget is not held.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        inputs: Inputs,
+        folder: RunFolder,
+        team: Team,
+        watch: Watch,
+        *,
+        seed: int,
+        own: str,
+    ) -> None:
+        if not config.allocation.budget.hold:
+            raise InputError(
+                "methods are compared at one budget, and allocation.budget.hold is false",
+                where="allocation.budget.hold",
+                mend="set it to true (and method: ideal; ideal-paper can still be one of the methods compared)",
+            )
+        self.config = config.model_copy(update={"seed": seed})
+        self.inputs, self.seed = inputs, seed
+        self._folder, self._team, self._watch, self._own = folder, team, watch, own
+        allocation, self.unit = config.allocation, config.allocation.budget.unit
+        self.sizes = {name: len(pool) for name, pool in inputs.domains.items()}
+        self.per_row = mean_volumes(inputs.domains, self.unit)
+        natural = allocation.model_copy(update={"start": "natural"})
+        self.joint = start_counts(self.sizes, self.per_row, natural)
+        self.drawn = Drawn(inputs.domains, self.unit, seed)
+        self.amount = self.drawn.amount(self.joint)
+        self.steps = steps_of(config.training, sum(self.joint.values()), team.size)
+        one_pass = draw(inputs.domains, self.joint, seed, max_repeats=allocation.max_repeats)
+        self._ledger = Ledger(one_pass.tokens, one_pass.supervised_tokens)
+        self.phases = self._phases(self.config)
+        self.problem = self._problem()
+        self._trained: dict[str, tuple[Mixed, Trained]] = {}
+        self._proxies = 0
+
+    def search(self, method: Method) -> list[Proposal]:
+        """Ask and tell until the method returns; its mixtures."""
+        steps = method.search(self.problem)
+        answer: Any = None
+        try:
+            while True:
+                answer = self.perform(steps.send(answer))
+        except StopIteration as done:
+            return list(done.value or [])
+
+    def find(self, method: Method) -> Found:
+        """The search, then the final trainings."""
+        proposals = self.search(method)
+        finals = [self.final(proposal) for proposal in proposals]
+        spent = dict(self._ledger.spent)
+        ends = {self.phases.place(final.trained) for final in finals}
+        before = [one for name, one in spent.items() if name not in ends]
+        search = Spent("search", sum(one.epochs for one in before), sum(one.seconds for one in before))
+        return Found(finals, spent, search)
+
+    def final(self, proposal: Proposal) -> Final:
+        """A proposed mixture, trained at the whole budget."""
+        if isinstance(proposal, Mapping):
+            counts = {name: int(proposal.get(name, 0)) for name in self.problem.domains}
+        else:
+            counts = self.counts(simplex(proposal, "the method"), 1.0)
+        return self._train(counts, 1.0)
+
+    def counts(self, shares: Array, fraction: float) -> dict[str, int]:
+        """Whole rows of a fraction of the budget; at the whole budget, the drawn rows make it up."""
+        domains, settings = self.problem.domains, self.config.allocation
+        if fraction == 1 and np.allclose(shares, self.problem.natural, rtol=1e-12, atol=0):
+            return dict(self.joint)
+        counts = project(shares, domains, self.sizes, self.per_row, settings, self.amount * fraction)
+        if fraction < 1:
+            return counts
+        # a domain that is left out stays out: it is no mover
+        before = {name: self.joint[name] if count else 0 for name, count in counts.items()}
+        step = as_allocation("", before, counts, self.sizes, self.per_row, self.unit)
+        return self.drawn.hold(step, self.amount, settings.max_repeats).counts
+
+    def perform(self, request: Request) -> Any:
+        """The answer to one request."""
+        match request:
+            case Train(shares, fraction):
+                return self._outcome(
+                    self._train(self.counts(simplex(shares, "the method"), fraction), fraction)
+                )
+            case Measure(at):
+                return self._measure(at)
+            case Adapt():
+                return self._adapt(request)
+            case Rounds(paper):
+                return self._rounds(paper)
+            case Note(text):
+                return self._watch.note(text)
+        raise InputError(
+            f"a method asked for {request!r}, which is not a request",
+            where="method",
+            mend="yield Train, Measure, Adapt, Rounds or Note of idealmix.methods.protocol",
+        )
+
+    # --- requests --------------------------------------------------------------------------------------------
+
+    def _train(self, counts: Mapping[str, int], fraction: float) -> Final:
+        mixed = self.phases.mix("", counts, self.seed)
+        trained = self.phases.train("", mixed, self.seed, max(1, round(self.steps * fraction)))
+        self._trained[self.phases.place(trained)] = (mixed, trained)
+        return Final(mixed, trained, self.phases.evaluate("", trained))
+
+    def _outcome(self, final: Final) -> Outcome:
+        deciding = final.evaluated.deciding
+        counts = final.mixed.mixture.counts
+        volumes = np.array([float(self.drawn.amount({name: counts[name]})) for name in self.problem.domains])
+        return Outcome(
+            shares=volumes / volumes.sum(),
+            amount=float(volumes.sum()),
+            losses={name: loss.mean for name, loss in deciding.items()},
+            objective=self.goal(final.evaluated).value(deciding).value,
+            place=self.phases.place(final.trained),
+        )
+
+    def goal(self, evaluated: Evaluated) -> Goal:
+        """The objective; a relative one is relative to joint, which is trained for it, others need no start."""
+        relative = self.config.objective == "relative"
+        start = self._train(self.joint, 1.0).evaluated if relative else evaluated
+        return Goal(self.config.objective, dict(self.problem.weights), start.deciding)
+
+    def _measure(self, at: Outcome) -> InfluenceMatrix:
+        mixed, trained = self._known(at)
+        return self.phases.influence("", mixed, trained)[0]
+
+    def _adapt(self, request: Adapt) -> Array:
+        self._proxies += 1
+        weights = self.problem.weights if request.towards_references else {}
+        history = self.phases.adapt(
+            self._proxies,
+            request.rule,
+            steps=max(1, round(self.steps * request.fraction)),
+            seed=self.seed,
+            reference=self._known(request.reference)[1] if request.reference else None,
+            weights=weights,
+        )
+        return np.array(history)
+
+    def _rounds(self, paper: bool) -> tuple[dict[str, int], Array]:
+        method = "ideal-paper" if paper else "ideal"
+        asked = self.config.model_copy(update={"method": method})
+        config = configfile.resolve(asked, Path("/")) if paper else asked  # paths are absolute already
+        story = tell(config, self.inputs, self._phases(config), self._watch)
+        if story.state is None:
+            raise RuntimeError("the rounds have ended")
+        mixture = story.rounds[story.state.best].mixed.mixture
+        volumes = [float(self.drawn.amount({name: mixture.counts[name]})) for name in self.problem.domains]
+        return mixture.counts, simplex(np.array(volumes), method)
+
+    def _known(self, outcome: Outcome) -> tuple[Mixed, Trained]:
+        if outcome.place not in self._trained:
+            raise InputError("a method asked about a training that it was not told of", where="method")
+        return self._trained[outcome.place]
+
+    # --- set-up ----------------------------------------------------------------------------------------------
+
+    def _phases(self, config: Config) -> SharedPhases:
+        return SharedPhases(
+            config,
+            self.inputs,
+            self._folder,
+            self._team,
+            self._watch,
+            steps=self.steps,
+            own=self._own,
+            ledger=self._ledger,
+        )
+
+    def _problem(self) -> Problem:
+        domains = tuple(self.inputs.domains)
+        volumes = np.array([self.sizes[name] * self.per_row[name] for name in domains])
+        weights = {name: source.weight for name, source in self.config.references.items()}
+        total = sum(weights.values())
+        return Problem(
+            domains=domains,
+            natural=volumes / volumes.sum(),
+            most=self.config.allocation.max_repeats * volumes / self.amount,
+            weights={name: weight / total for name, weight in weights.items()},
+            amount=float(self.amount),
+            unit=self.unit,
+            seed=self.seed,
+        )
