@@ -22,6 +22,7 @@ from transformers import get_scheduler
 
 from idealmix import config
 from idealmix.curvature.batch import Batch, make_batches
+from idealmix.curvature.precision import wide
 from idealmix.curvature.task import CausalTask
 from idealmix.data.pools import Pool
 from idealmix.data.seeding import seeded_order
@@ -181,7 +182,7 @@ class _Loop:
                 known = self._forward_losses(self.reference, batch)[0]
                 excess.append(float((loss.detach() - known).clamp_min(0).mean()))
             self.rule.update(np.array(excess), rate)
-        joined = torch.stack([loss.mean() for loss in losses]) @ self._weights()
+        joined = torch.stack([loss.mean() for loss in losses]) @ self._weights().to(losses[0].dtype)
         joined.backward()
         return float(joined.detach())
 
@@ -223,6 +224,7 @@ class _Loop:
 
     def _look_ahead(self, batch: Batch, rate: float) -> float:
         """Mean over rows of (L_before - L_after) / L_before for one gradient step on them (paper: equation 4)."""
+        self.model.eval()  # dropout would hide a small fall
         losses, owner = self._train_losses(batch)
         gradient = torch.autograd.grad(losses.mean(), self.parameters, allow_unused=True)
         kept = [parameter.detach().clone() for parameter in self.parameters]
@@ -233,6 +235,7 @@ class _Loop:
             after, _ = self._forward_losses(self.model, batch)
             for parameter, old in zip(self.parameters, kept):
                 parameter.copy_(old)
+        self.model.train()
         first, second = (_by_row(part.detach(), owner, len(batch.row_ids)) for part in (losses, after))
         return float(((first - second) / (first + 1e-8)).mean())
 
@@ -246,7 +249,7 @@ class _Loop:
         return parts
 
     def _weights(self) -> Tensor:
-        return torch.tensor(self.rule.weights, dtype=torch.float32, device=self.device)
+        return torch.tensor(self.rule.weights, dtype=self.parameters[0].dtype, device=self.device)
 
     def _batch(self, rows: Sequence[Any]) -> Batch:
         every = [(str(k), row.input_ids, row.labels, 1.0) for k, row in enumerate(rows)]
@@ -273,13 +276,15 @@ def token_losses(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     targets = task.targets(batch)
     where = targets >= 0
     logits = task.logits(model, batch)[where]
-    losses = torch.nn.functional.cross_entropy(logits.float(), targets[where], reduction="none")
+    losses = torch.nn.functional.cross_entropy(
+        logits.to(wide(logits.dtype)), targets[where], reduction="none"
+    )
     return losses, where.nonzero()[:, 0]
 
 
 def _by_row(losses: Tensor, owner: Tensor, rows: int) -> Tensor:
     """(rows,) mean over each row's tokens; every row of a pool has one."""
-    sums = torch.zeros(rows, device=losses.device).index_add_(0, owner, losses)
+    sums = torch.zeros(rows, dtype=losses.dtype, device=losses.device).index_add_(0, owner, losses)
     return sums / torch.bincount(owner, minlength=rows)
 
 
