@@ -59,16 +59,22 @@ def test_the_rows_variance_is_that_of_fresh_rows():
 
 def test_standard_error_and_what_is_told_from_zero():
     slopes = np.array([[[1.0, -1.0]], [[2.0, 1.0]], [[3.0, 0.5]]])
-    measured = Measured(slopes, np.array([[0.0, 0.0]]), np.array([[False, True]]))
+    measured = Measured(slopes, np.zeros((1, 2)), np.array([[False, True]]))
     assert measured.mean.tolist() == [[2.0, pytest.approx(1 / 6)]]
-    assert measured.se[0, 0] == pytest.approx(1 / math.sqrt(3))
-    # t = 2 sqrt 3 = 3.46 at 2 degrees of freedom: p = 0.074
-    assert measured.told.tolist() == [[False, False]]
-    sharper = Measured(np.concatenate([slopes, slopes]), np.zeros((1, 2)), measured.off_diagonal)
-    assert sharper.told.tolist() == [[True, False]]
-    blurred = Measured(np.concatenate([slopes, slopes]), np.ones((1, 2)), measured.off_diagonal)
-    assert blurred.se[0, 0] == pytest.approx(math.sqrt(1 + 0.8 / 6))
+    # variances over seeds 1 and 13/12, pooled 25/24; of a mean of three a third of that
+    assert measured.se[0].tolist() == [pytest.approx(math.sqrt(25 / 72))] * 2
+    # t = 3.39 at 4 degrees of freedom: p = 0.027
+    assert measured.told.tolist() == [[True, False]]
+    assert Measured(-slopes, measured.row_variance, measured.off_diagonal).told.tolist() == [[True, False]]
+    blurred = Measured(slopes, np.ones((1, 2)), measured.off_diagonal)
+    assert blurred.se[0, 0] == pytest.approx(math.sqrt(1 + 25 / 72))
     assert not blurred.told.any()
+
+
+def test_test_sets_have_their_own_noise():
+    slopes = np.array([[[1.0, 0.0], [5.0, 9.0]], [[3.0, 0.0], [5.0, 9.0]]])
+    measured = Measured(slopes, np.zeros((2, 2)), np.eye(2, dtype=bool))
+    assert measured.se.tolist() == [[pytest.approx(math.sqrt(0.5))] * 2, [0.0, 0.0]]
 
 
 def test_correlations_against_scipy():
