@@ -125,7 +125,7 @@ def _row(model, layers, row_id, ids, labels, label_seed):
 
     def keep(name, bias):
         def hook(module, args, output):
-            x = args[0].detach()[0]
+            x = args[0].detach().flatten(0, -2)  # one row: all positions are its own
             inputs[name].append(torch.cat([x, x.new_ones(len(x), 1)], 1) if bias else x)
             outputs[name].append(output)
 
@@ -150,9 +150,11 @@ def _row(model, layers, row_id, ids, labels, label_seed):
     named = dict(model.named_parameters())
     wanted = [o for name in layers for o in outputs[name]]
     weights = [n for layer in layers.values() for n in _parameters(layer)]
-    found = torch.autograd.grad(loss, wanted + [named[n] for n in weights])
+    found = torch.autograd.grad(
+        loss, wanted + [named[n] for n in weights], allow_unused=True, materialize_grads=True
+    )
     flow = iter(found[: len(wanted)])
-    gradients = {name: [next(flow)[0] for _ in outputs[name]] for name in layers}
+    gradients = {name: [next(flow).flatten(0, -2) for _ in outputs[name]] for name in layers}
     by_name = dict(zip(weights, found[len(wanted) :]))
     G = {name: layer.matrix(by_name) for name, layer in layers.items()}
     return inputs, gradients, G, float(loss.detach()), len(targets)

@@ -56,6 +56,7 @@ def build(family: str, attention: str = "sdpa", dtype: torch.dtype = torch.float
 def make(name: str, *, model=None, config=None, attention="sdpa", dtype=torch.float64, **sizes):
     settings = getattr(transformers, config or f"{name}Config")(**sizes)
     settings._attn_implementation = attention
+    settings._experts_implementation = "eager"  # the others know no float64
     torch.manual_seed(0)
     made = getattr(transformers, model or f"{name}ForCausalLM")(settings)
     with torch.no_grad():

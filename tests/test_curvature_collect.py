@@ -264,18 +264,6 @@ def test_layers_that_never_run_are_named():
         sum_gradient(Collector(model, select_layers(model, "idle")), make_batches(rows(), 40))
 
 
-def test_shapes_without_rows_are_refused_by_name():
-    class Gathered(Reused):
-        def forward(self, input_ids, attention_mask, use_cache=False):
-            x = self.tokens(input_ids)
-            x = x + self.twice(x.flatten(0, 1)[:4]).sum()
-            return SimpleNamespace(logits=self.head(x + self.right(self.left(x))))
-
-    model = Gathered().double()
-    with pytest.raises(IdealmixError, match=r"layer twice: its .* has shape"):
-        sum_gradient(Collector(model, select_layers(model)), make_batches(rows(), 40))
-
-
 def test_inputs_overwritten_in_place_are_refused_by_name():
     class Overwritten(Reused):
         def forward(self, input_ids, attention_mask, use_cache=False):

@@ -28,6 +28,7 @@ from idealmix.curvature import (
 )
 from idealmix.curvature.basis import Basis, eigenbases
 from idealmix.curvature.factors import EigenvalueSums, FactorSums, fit_eigenvalues, fit_factors
+from idealmix.errors import IdealmixError
 
 SEED = 3
 RHO = 0.05
@@ -334,5 +335,7 @@ def test_fault(fault, monkeypatch):
     fault.check()
     with monkeypatch.context() as patch:
         fault.inject(patch)
-        with pytest.raises(AssertionError):
+        with pytest.raises((AssertionError, IdealmixError)) as red:
             fault.check()
+        # some are found before, where the engine compares its sums with autograd's own
+        assert isinstance(red.value, AssertionError) or "their weights' gradient" in str(red.value)

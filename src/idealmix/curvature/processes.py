@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+
+_NOTHING: Any = object()
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,10 @@ class Processes:
         return values
 
     def whole(self, mine: list[T]) -> list[T]:
-        """The inverse of `share`: every process's items in their first order."""
-        every = self.gather(mine)
-        return [every[i % self.size][i // self.size] for i in range(sum(map(len, every)))]
+        """The inverse of `share`: every process's items in their first order.
+
+        Where a process has made more items of its share (batches cut in parts), they are dealt in turn: an order that
+        is the same on every process, and the same for all that a sweep yields.
+        """
+        rounds = zip_longest(*self.gather(mine), fillvalue=_NOTHING)
+        return [item for each in rounds for item in each if item is not _NOTHING]
