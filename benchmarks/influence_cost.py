@@ -54,9 +54,7 @@ def stage(threads: int, settings: dict[str, Any], **data: Any) -> dict[str, Any]
         passes[detail] = passes.get(detail, 0.0) + now - last
         last = now
 
-    matrix = measure(
-        model, whole(domains), domains, references, Influence(**settings), progress=progress
-    )
+    matrix = measure(model, whole(domains), domains, references, Influence(**settings), progress=progress)
     seconds = time.perf_counter() - began
     return {
         "stage_s": seconds,
@@ -86,7 +84,9 @@ def _rows(sets: Any) -> list[Any]:
     ]
 
 
-def epoch(threads: int, batch_tokens: int, dtype: str, optimise: bool, part: float, **data: Any) -> dict[str, Any]:
+def epoch(
+    threads: int, batch_tokens: int, dtype: str, optimise: bool, part: float, **data: Any
+) -> dict[str, Any]:
     """Training (or bare passes) over the domains' rows, or an evenly chosen part of the batches."""
     torch.set_num_threads(threads)
     model, domains, _ = _data(**data)
@@ -113,7 +113,9 @@ def epoch(threads: int, batch_tokens: int, dtype: str, optimise: bool, part: flo
     return {"seconds": seconds, "tokens": read, "peak_mb": peak.value(), "batches": len(batches)}
 
 
-def compare(size: str, curvature: str, rows: int, tokens: int, reference_rows: int, threads: int, repeats: int) -> dict:
+def compare(
+    size: str, curvature: str, rows: int, tokens: int, reference_rows: int, threads: int, repeats: int
+) -> dict:
     """All of it, each alone in a process; ratios are medians of `repeats` interleaved runs."""
     data = {"size": size, "rows": rows, "tokens": tokens, "reference_rows": reference_rows}
     trials = {
@@ -158,7 +160,9 @@ def _median(values: Any) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", choices=SHAPES, default="26M")
     parser.add_argument("--curvature", choices=("ekfac", "kfac"), default="ekfac")
     parser.add_argument("--rows", type=int, default=500, help="of each domain")
