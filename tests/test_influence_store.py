@@ -57,7 +57,7 @@ def test_the_scratch_folder_is_full(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "builtins.open", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     )
-    with pytest.raises(IdealmixError, match="cannot write a matrix .*No space left"):
+    with pytest.raises(IdealmixError, match=r"cannot write a matrix .*No space left"):
         shelf.put("a", torch.ones(3, 3))
 
 
