@@ -14,7 +14,7 @@ from torch import Tensor
 from idealmix.errors import IdealmixError
 
 # Up to this size float64 costs little; above it float32's half a digit of lost orthogonality is accepted.
-_AFFORDABLE = 1024
+_AFFORDABLE = 256
 _JITTERS = (1e-10, 1e-8, 1e-6, 1e-4)
 
 
