@@ -1,4 +1,4 @@
-"""Two processes measure what one does: sums over all, shards that do not overlap."""
+"""Two processes measure what one does, also inside DDP and FSDP2: sums over all, shards that do not overlap."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from idealmix.curvature import (
     sum_gradient,
 )
 from idealmix.curvature.factors import fit_factors
+from idealmix.errors import IdealmixError, InputError
 
 
-def measured(processes=None):
+def measured(processes=None, model=None):
     """Everything that several processes share, from 6 rows in batches of unequal number."""
-    model = tiny()
+    model = model or tiny()
     collector = Collector(model, select_layers(model), processes=processes)
     batches = make_batches(rows(), 20)
     assert len(batches) % 2  # one process has a batch more
@@ -39,26 +40,89 @@ def measured(processes=None):
         f"by {n}": m for n, m in dots.by_layer.items()
     }
     found |= {"dots": dots.dots, "sums": dots.rows.sums, "counts": torch.tensor([G.supervised, G.positions])}
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
     return found, dots.rows.row_ids
 
 
-def _work(rank, path, store):
+def _narrow(rank, path):
+    from test_curvature_memory import narrow
+
+    model = _sharded(narrow(1))
+    collector = Collector(model, select_layers(model), processes=Processes.all())
+    try:
+        sum_gradient(collector, make_batches(rows(), 1000) * 2)
+    except IdealmixError as error:
+        (path / f"{rank}.txt").write_text(str(error))
+
+
+def _work(rank, path):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    torch.save(measured(Processes.all()), f"{path}/{rank}.pt")
+    dist.init_process_group("gloo", init_method=f"file://{path}/store", rank=rank, world_size=2)
+    for kind in WRAPPINGS:
+        torch.save(measured(Processes.all(), WRAPPINGS[kind](tiny())), f"{path}/{kind}-{rank}.pt")
     dist.barrier()
+    _narrow(rank, path)
     dist.destroy_process_group()
 
 
-def test_two_processes_agree_with_one(tmp_path):
-    multiprocessing.spawn(_work, (str(tmp_path), str(tmp_path / "store")), nprocs=2)
+def _sharded(model):
+    from torch.distributed.fsdp import fully_shard
+
+    for block in model.blocks:
+        fully_shard(block)
+    return fully_shard(model)
+
+
+def _trained_and_sharded(model):
+    """A step before: FSDP keeps what its first passes set up."""
+    model = _sharded(model)
+    batch = make_batches(rows(), 20)[0]
+    model(batch.input_ids, batch.attention_mask).logits.sum().backward()
+    model.zero_grad()
+    return model
+
+
+WRAPPINGS = {
+    "plain": lambda model: model,
+    "ddp": torch.nn.parallel.DistributedDataParallel,
+    "fsdp2": _sharded,
+    "fsdp2 after a step": _trained_and_sharded,
+}
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """What two processes found, in files."""
+    path = tmp_path_factory.mktemp("processes")
+    multiprocessing.spawn(_work, (path,), nprocs=2)
+    return path
+
+
+def test_two_processes_agree_with_one(two_processes):
     expected, ids = measured()
+    for kind in WRAPPINGS:
+        for rank in range(2):
+            found, other_ids = torch.load(two_processes / f"{kind}-{rank}.pt")
+            assert other_ids == ids
+            assert found.keys() == expected.keys()
+            for key, value in expected.items():
+                torch.testing.assert_close(found[key], value, rtol=1e-8, atol=1e-10, msg=f"{kind}: {key}")
+
+
+def test_sharded_models_cannot_cut_batches(two_processes):
+    """An error on every process, where one that cut its batch alone would wait for the others for ever."""
     for rank in range(2):
-        found, other_ids = torch.load(tmp_path / f"{rank}.pt")
-        assert other_ids == ids
-        assert found.keys() == expected.keys()
-        for key, value in expected.items():
-            torch.testing.assert_close(found[key], value, rtol=1e-8, atol=1e-10, msg=key)
+        assert "influence.batch_tokens: batch 0 has to be cut" in (two_processes / f"{rank}.txt").read_text()
+
+
+def test_the_first_fsdp_is_refused_by_name():
+    class FullyShardedDataParallel(torch.nn.Module):
+        """By name alone, as the engine knows it: the real one wants an accelerator."""
+
+    model = tiny()
+    model.wrapped = FullyShardedDataParallel()
+    with pytest.raises(InputError, match="fully_shard"):
+        select_layers(model)
 
 
 @given(st.integers(1, 7), st.integers(0, 40))
