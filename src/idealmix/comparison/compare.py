@@ -25,7 +25,7 @@ from idealmix.errors import InputError
 from idealmix.evaluation.set_loss import SetLoss
 from idealmix.methods import check_name, load_method
 from idealmix.methods.protocol import Method
-from idealmix.rounds.folder import RunFolder, write_json
+from idealmix.rounds.folder import RunFolder, write_json, write_text
 from idealmix.rounds.inputs import Inputs, load_inputs
 from idealmix.rounds.loop import SEED_STRIDE, claim
 from idealmix.rounds.phases import Evaluated
@@ -70,6 +70,8 @@ def compare(
         inputs = load_inputs(same, watch)
         watch.end(0.0, reused=False)
         comparison = _Comparison(same, inputs, folder, team, watch)
+        for name, method in made.items():  # what a method lacks is told before anything is trained
+            comparison.executor(name, config.seed).check(method)
         every = [config.seed + number * SEED_STRIDE for number in range(seeds)]
         runs = {name: [comparison.run(name, made[name], seed) for seed in every] for name in names}
         content = comparison.content(runs, every)
@@ -79,7 +81,6 @@ def compare(
 
 def _write(folder: RunFolder, content: dict[str, Any]) -> None:
     from idealmix.comparison.page import build
-    from idealmix.rounds.folder import write_text
 
     write_json(folder.path / "comparison.json", content)
     write_text(folder.path / "comparison.html", build(content))
@@ -93,9 +94,7 @@ class _Comparison:
 
     def run(self, name: str, method: Method, seed: int) -> dict[str, Any]:
         """One method at one seed: its mixtures, figures and cost, as plain data."""
-        own = f"searches/{name.replace(':', '.')}-seed-{seed}"
-        executor = Executor(self.config, self.inputs, self.folder, self.team, self.watch, seed=seed, own=own)
-        self.watch.note(f"{name}, seed {seed}")
+        executor = self.executor(name, seed)
         found = executor.find(method)
         ends = [self._figures(executor, final) for final in found.finals] or [self._figures(executor, None)]
         return {
@@ -105,6 +104,19 @@ class _Comparison:
             **{key: _mean([end[key] for end in ends]) for key in ("losses", "tests", "scores")},
             "search": self._cost(found),
         }
+
+    def executor(self, name: str, seed: int) -> Executor:
+        """Of one method at one seed."""
+        return Executor(
+            self.config,
+            self.inputs,
+            self.folder,
+            self.team,
+            self.watch,
+            seed=seed,
+            own=f"searches/{name.replace(':', '.')}-seed-{seed}",
+            label=f"{name}, seed {seed}",
+        )
 
     def content(self, runs: dict[str, list[dict[str, Any]]], seeds: list[int]) -> dict[str, Any]:
         """``comparison.json``."""

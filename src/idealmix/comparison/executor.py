@@ -6,7 +6,9 @@ mixture has the tokens (to about half a row) and the optimiser steps of joint SF
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import traceback
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from idealmix.allocation import start_counts
 from idealmix.comparison.shared import Ledger, SharedPhases, Spent, steps_of
 from idealmix.config import Config
 from idealmix.data.mixture import draw
-from idealmix.errors import InputError
+from idealmix.errors import IdealmixError, InputError
 from idealmix.influence_matrix import InfluenceMatrix
 from idealmix.methods.projection import as_allocation, project
 from idealmix.methods.protocol import (
@@ -32,6 +34,7 @@ from idealmix.methods.protocol import (
     Proposal,
     Request,
     Rounds,
+    Search,
     Train,
     simplex,
 )
@@ -75,6 +78,7 @@ class Executor:
     Args:
         config: of the run; its seed is replaced by `seed`.
         own: folder of what is this search's alone; ``""``: the run's.
+        label: of the search, for the watch.
 
     Raises:
         InputError: the pools cannot fill the budget (by how much), or the budget is not held.
@@ -90,6 +94,7 @@ class Executor:
         *,
         seed: int,
         own: str,
+        label: str,
     ) -> None:
         if not config.allocation.budget.hold:
             raise InputError(
@@ -99,7 +104,8 @@ class Executor:
             )
         self.config = config.model_copy(update={"seed": seed})
         self.inputs, self.seed = inputs, seed
-        self._folder, self._team, self._watch, self._own = folder, team, watch, own
+        self._folder, self._team, self._watch = folder, team, watch
+        self._own, self._label = own, label
         allocation, self.unit = config.allocation, config.allocation.budget.unit
         self.sizes = {name: len(pool) for name, pool in inputs.domains.items()}
         self.per_row = mean_volumes(inputs.domains, self.unit)
@@ -116,14 +122,23 @@ class Executor:
         self._proxies = 0
 
     def search(self, method: Method) -> list[Proposal]:
-        """Ask and tell until the method returns; its mixtures."""
-        steps = method.search(self.problem)
-        answer: Any = None
-        try:
-            while True:
-                answer = self.perform(steps.send(answer))
-        except StopIteration as done:
-            return list(done.value or [])
+        """Ask and tell until the method returns; its mixtures.
+
+        Raises:
+            InputError: a user's own method fails, or is no generator; the file and line of it.
+        """
+        steps, answer = self._begin(method), None
+        while True:
+            try:
+                request = self._next(method, steps, answer)
+            except StopIteration as done:
+                return list(done.value or [])
+            answer = self.perform(request)
+
+    def check(self, method: Method) -> None:
+        """Raise what a method raises before its first request, such as what it lacks; nothing is done."""
+        with contextlib.suppress(StopIteration):
+            self._next(method, self._begin(method), None)
 
     def find(self, method: Method) -> Found:
         """The search, then the final trainings."""
@@ -177,13 +192,36 @@ class Executor:
             mend="yield Train, Measure, Adapt, Rounds or Note of idealmix.methods.protocol",
         )
 
+    def _begin(self, method: Method) -> Search:
+        steps = method.search(self.problem)
+        if not isinstance(steps, Generator):
+            kind = type(method).__name__
+            raise InputError(
+                f"{kind}.search is no generator", where="method", mend="yield at least one request"
+            )
+        return steps
+
+    def _next(self, method: Method, steps: Search, answer: Any) -> Request:
+        try:
+            return steps.send(answer)
+        except StopIteration:
+            raise
+        except Exception as error:
+            if isinstance(error, IdealmixError) or type(method).__module__.startswith("idealmix."):
+                raise
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{frame.filename}, line {frame.lineno}"
+            said = f"{type(method).__name__} raised {type(error).__name__}: {error} ({place})"
+            raise InputError(said, where="method") from error
+
     # --- requests --------------------------------------------------------------------------------------------
 
     def _train(self, counts: Mapping[str, int], fraction: float) -> Final:
-        mixed = self.phases.mix("", counts, self.seed)
-        trained = self.phases.train("", mixed, self.seed, max(1, round(self.steps * fraction)))
-        self._trained[self.phases.place(trained)] = (mixed, trained)
-        return Final(mixed, trained, self.phases.evaluate("", trained))
+        phases = self._of_fraction(fraction)
+        mixed = phases.mix("", counts, self.seed)
+        trained = phases.train("", mixed, self.seed, max(1, round(self.steps * fraction)))
+        self._trained[phases.place(trained)] = (mixed, trained)
+        return Final(mixed, trained, phases.evaluate("", trained))
 
     def _outcome(self, final: Final) -> Outcome:
         deciding = final.evaluated.deciding
@@ -208,9 +246,15 @@ class Executor:
         return self.phases.influence("", mixed, trained)[0]
 
     def _adapt(self, request: Adapt) -> Array:
+        if self.config.training.backend == "command":
+            raise InputError(
+                "this method trains a proxy, and an outside command cannot change its domains' weights on the way",
+                where="training.backend",
+                mend="use backend: trl, or a method without a proxy (random, regmix, dmo, ideal)",
+            )
         self._proxies += 1
         weights = self.problem.weights if request.towards_references else {}
-        history = self.phases.adapt(
+        history = self._of_fraction(request.fraction).adapt(
             self._proxies,
             request.rule,
             steps=max(1, round(self.steps * request.fraction)),
@@ -224,6 +268,7 @@ class Executor:
         method = "ideal-paper" if paper else "ideal"
         asked = self.config.model_copy(update={"method": method})
         config = configfile.resolve(asked, Path("/")) if paper else asked  # paths are absolute already
+        self.phases.forget()
         story = tell(config, self.inputs, self._phases(config), self._watch)
         if story.state is None:
             raise RuntimeError("the rounds have ended")
@@ -238,6 +283,15 @@ class Executor:
 
     # --- set-up ----------------------------------------------------------------------------------------------
 
+    def _of_fraction(self, fraction: float) -> SharedPhases:
+        """Phases whose trainings warm up for the same part of their steps as the whole budget's."""
+        training = self.config.training
+        warmup = round(training.warmup_steps * fraction)
+        if warmup == training.warmup_steps:
+            return self.phases
+        shorter = training.model_copy(update={"warmup_steps": warmup})
+        return self._phases(self.config.model_copy(update={"training": shorter}))
+
     def _phases(self, config: Config) -> SharedPhases:
         return SharedPhases(
             config,
@@ -247,6 +301,7 @@ class Executor:
             self._watch,
             steps=self.steps,
             own=self._own,
+            label=self._label,
             ledger=self._ledger,
         )
 

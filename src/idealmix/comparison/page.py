@@ -55,13 +55,15 @@ def _headline(content: Mapping[str, Any]) -> str:
     return f"{said[0].upper()}{said[1:]}."
 
 
-def _picture(content: Mapping[str, Any]) -> Markup:
-    """The headline figure of every trained method with its 95% interval over seeds; the base model as a line."""
+def _picture(content: Mapping[str, Any]) -> list[tuple[str, Markup]]:
+    """The headline's difference to joint of every other trained method, with its 95% interval over seeds."""
     methods, headline = content["methods"], content["headline"]
-    points = []
-    for name in ["joint", *(name for name in tables.ordered(content) if name not in ("joint", "base"))]:
-        found = methods[name]["figures"][headline]
-        half = words.half_width(found["se"], found["n"] - 1 or None)
-        points.append(figures.Point(name, found["mean"], half, best=name == tables.ordered(content)[0]))
-    base = methods["base"]["figures"][headline]["mean"]
-    return figures.dots(f"{tables.HEADLINES[headline]} by method", points, base=base, joined=False)
+    names = [name for name in tables.ordered(content) if name not in ("joint", "base")]
+    differences = {name: methods[name]["figures"][headline]["difference"] for name in names}
+    halves = {name: words.half_width(d["se"], d["dof"]) for name, d in differences.items()}
+    reach = max((abs(d["value"]) + (halves[name] or 0) for name, d in differences.items()), default=0.0)
+    drawn = []
+    for name, d in differences.items():
+        label = f"{name}: {words.number(d['value'], 4, plus=True)} ({words.interval(d['value'], d['se'], d['dof'])})"
+        drawn.append((name, figures.whisker(d["value"], halves[name], reach, d["verdict"], label)))
+    return drawn

@@ -8,7 +8,7 @@ training is named by its counts, its seed and its steps; what belongs to one met
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,6 @@ from idealmix.rounds.inputs import Inputs
 from idealmix.rounds.phases import Evaluated, Mixed, Phases, Trained, device
 from idealmix.rounds.team import Team
 from idealmix.rounds.watch import Watch
-
-# Forward and backward passes over the mixture's sample for the curvature, by its kind.
-_SWEEPS = {"identity": 0, "kfac": 1, "ekfac": 2}
 
 
 @dataclass(frozen=True)
@@ -60,6 +57,7 @@ class SharedPhases(Phases):
     Args:
         steps: optimiser steps of every training at a held budget that does not say its own.
         own: the folder of what is the search's alone, ``""``: the run's.
+        label: of the search, in what the watch is told.
         ledger: where costs are written.
     """
 
@@ -73,10 +71,11 @@ class SharedPhases(Phases):
         *,
         steps: int,
         own: str,
+        label: str,
         ledger: Ledger,
     ) -> None:
         super().__init__(config, inputs, folder, team, watch)
-        self._steps_of_budget, self._own, self._ledger = steps, own, ledger
+        self._steps_of_budget, self._own, self._label, self._ledger = steps, own, label, ledger
 
     def mix(self, where: str, counts: Mapping[str, int], seed: int) -> Mixed:
         """Draw a mixture; `where` is not used."""
@@ -166,7 +165,7 @@ class SharedPhases(Phases):
 
         artifact = self._do(
             self._in_own(f"proxy-{number}.json"),
-            self._in_own(f"proxy-{number}: {steps:,} steps"),
+            f"proxy-{number}: training a proxy for {steps:,} steps",
             {
                 **self._model_key(None),
                 "reference": reference.artifact.key if reference else None,
@@ -190,6 +189,22 @@ class SharedPhases(Phases):
         """The folder of a training in the run's; of the base model's figures: ``base``."""
         return self._relative(trained.artifact.path.parent) if trained else "base"
 
+    def forget(self) -> None:
+        """Let go of the model that was loaded last."""
+        self._loaded = None
+
+    def _do(
+        self,
+        name: str,
+        step: str,
+        inputs: Mapping[str, Any],
+        produce: Callable[[Path], Any],
+        *,
+        together: bool = False,
+    ) -> Artifact:
+        """A phase; the watch is told for whom, since a folder that is named by its content tells nobody anything."""
+        return super()._do(name, f"{self._label}: {step.split(': ')[-1]}", inputs, produce, together=together)
+
     def _relative(self, path: Path) -> str:
         return path.relative_to(self.folder.path).as_posix()
 
@@ -197,8 +212,5 @@ class SharedPhases(Phases):
         return f"{self._own}/{name}" if self._own else name
 
     def _influence_epochs(self, matrix: InfluenceMatrix) -> float:
-        """Passes forward and backward (`influence_stage`), in supervised tokens, which are what it counts."""
-        tokens = {kind: sum(sets.values()) for kind, sets in matrix.facts["tokens"].items()}
-        sweeps = _SWEEPS[self.config.influence.curvature]
-        passed = (sweeps + 1) * tokens["drawn"] + tokens["unused"] + 2 * tokens["references"]
-        return float(passed / self._ledger.supervised_tokens)
+        """Passes forward and backward, in supervised tokens, which are what the stage counts."""
+        return float(sum(matrix.facts["pass_tokens"].values()) / self._ledger.supervised_tokens)

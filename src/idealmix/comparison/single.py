@@ -47,7 +47,9 @@ def run_any(config: Config, watch: Watch, team: Team | None = None) -> dict[str,
         watch.begin("reading the data")
         inputs = load_inputs(config, watch)
         watch.end(0.0, reused=False)
-        executor = Executor(config, inputs, folder, team, watch, seed=config.seed, own="")
+        executor = Executor(
+            config, inputs, folder, team, watch, seed=config.seed, own="", label=config.method
+        )
         proposals = executor.search(method)
         if len(proposals) != 1:
             raise InputError(
