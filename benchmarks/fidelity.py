@@ -181,7 +181,7 @@ def judge(
         top = found["by_setting"][default][mode] | {"noise_ceiling": ceiling}
         found |= top if mode == "held" else {mode: top}
         found.setdefault("counts", {})[mode] = bench.counts() | {
-            "seeds": {s: seeds for s, (_, seeds) in known.items()}
+            "seeds": {s: seeds[s] for s in known}
         }
         found["advantage"][mode] = {
             f"{ours} over {theirs}": plain(bench.advantage(predicted[ours], predicted[theirs]))
