@@ -123,9 +123,10 @@ class Training(BaseModel):
 class Influence(Settings):
     """How influence is measured."""
 
-    curvature: Literal["ekfac", "kfac", "identity"] = Field(
+    curvature: Literal["ekfac", "kfac", "exact", "identity"] = Field(
         "ekfac",
-        description="approximation of the Gauss-Newton matrix; identity: the gradient dot product, a baseline",
+        description="approximation of the Gauss-Newton matrix; exact: none, some hundred times slower, for small models; "
+        "identity: the gradient dot product, a baseline",
     )
     response: Literal["converged", "finite"] = Field(
         "converged", description="converged: the paper's inverse; finite: the training that was done"

@@ -27,6 +27,7 @@ from idealmix import config
 from idealmix.curvature import (
     Collector,
     Curvature,
+    Exact,
     Layer,
     Metric,
     RowDots,
@@ -106,7 +107,7 @@ def measure(
     )
     passes = {
         "covariances": fitted if settings.curvature != "identity" else [],
-        "eigenvalues": fitted if settings.curvature == "ekfac" else [],
+        "eigenvalues": fitted if settings.curvature in ("ekfac", "exact") else [],
         "references": held_out,
         "domains": [*drawn, *unused],
         "reference rows": held_out,
@@ -228,7 +229,7 @@ def _training_response(
 
 def _moments(
     collector: Collector,
-    curvature: Curvature,
+    curvature: Curvature | Exact,
     training: Sequence[Sample],
     held_out: Sequence[Sample],
     shelves: Shelves,
@@ -267,8 +268,12 @@ def _moments(
     return Moments.of(rows, on_references), by_layer, losses
 
 
-def _respond(curvature: Curvature, gradient: SumGradient, onto: Shelf) -> None:
+def _respond(curvature: Curvature | Exact, gradient: SumGradient, onto: Shelf) -> None:
     """R times a set's mean gradient, behind the others; the gradient is emptied on the way."""
+    if isinstance(curvature, Exact):  # its layers are coupled
+        for name, matrix in curvature.respond_all(gradient.mean()).items():
+            onto.append(name, matrix.to(gradient.matrices[name]))
+        return
     for layer in curvature.layers:
         mean = gradient.matrices.pop(layer.name) / gradient.supervised
         onto.append(layer.name, curvature.respond(layer.name, mean))

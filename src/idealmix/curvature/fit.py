@@ -16,6 +16,7 @@ from idealmix.curvature.basis import Metric, eigenbases
 from idealmix.curvature.batch import Batch
 from idealmix.curvature.collect import Collector
 from idealmix.curvature.ekfac import Ekfac
+from idealmix.curvature.exact import Exact, exact_layers
 from idealmix.curvature.factors import fit_eigenvalues, fit_factors
 from idealmix.curvature.kfac import Kfac
 from idealmix.curvature.layers import Layer
@@ -49,7 +50,7 @@ class Identity:
 
 
 def fit_curvature(
-    kind: Literal["ekfac", "kfac", "identity"],
+    kind: Literal["ekfac", "kfac", "exact", "identity"],
     collector: Collector,
     batches: Sequence[Batch],
     *,
@@ -59,11 +60,11 @@ def fit_curvature(
     tau: float | None = None,
     metrics: Mapping[str, Metric] | None = None,
     shelves: Shelves | None = None,
-) -> Curvature:
+) -> Curvature | Exact:
     """Measure a curvature on the mixture's rows.
 
     Args:
-        kind: ``ekfac`` (two passes), ``kfac`` (one), ``identity`` (none).
+        kind: ``ekfac`` (two passes), ``kfac`` (one), ``identity`` (none), ``exact`` (two, then some hundreds for each gradient).
         collector: the model and its layers.
         batches: rows with repetitions as weights.
         for_factors: the rows of A and S where fewer will do: EK-FAC takes only directions from them, and measures how
@@ -93,4 +94,5 @@ def fit_curvature(
         found = fit_eigenvalues(collector, batches, label_seed, bases)
         for name in list(found):
             eigenvalues.put(name, found.pop(name))
-    return Ekfac(collector.layers, bases, eigenvalues, rho, tau)
+    ekfac = Ekfac(collector.layers, bases, eigenvalues, rho, tau)
+    return ekfac if kind != "exact" else exact_layers(collector, batches, ekfac)
