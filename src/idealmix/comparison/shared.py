@@ -205,6 +205,10 @@ class SharedPhases(Phases):
         """A phase; the watch is told for whom, since a folder that is named by its content tells nobody anything."""
         return super()._do(name, f"{self._label}: {step.split(': ')[-1]}", inputs, produce, together=together)
 
+    def _training_key(self, mixed: Mixed, seed: int, steps: int | None) -> dict[str, Any]:
+        """Steps are always said here, so no training depends on the number of processes, free volume or not."""
+        return {**super()._training_key(mixed, seed, steps), "processes": None}
+
     def _relative(self, path: Path) -> str:
         return path.relative_to(self.folder.path).as_posix()
 
