@@ -123,10 +123,10 @@ class Training(BaseModel):
 class Influence(Settings):
     """How influence is measured."""
 
-    curvature: Literal["ekfac", "kfac", "exact", "identity"] = Field(
+    curvature: Literal["ekfac", "kfac", "exact", "woodbury", "identity"] = Field(
         "ekfac",
         description="approximation of the Gauss-Newton matrix; exact: none, some hundred times slower, for small models; "
-        "identity: the gradient dot product, a baseline",
+        "woodbury: all layers together through the rows, for LoRA; identity: the gradient dot product, a baseline",
     )
     response: Literal["converged", "finite"] = Field(
         "converged", description="converged: the paper's inverse; finite: the training that was done"

@@ -1,4 +1,4 @@
-"""The errors a user can meet: each says what is wrong, where, and how to mend it.
+"""The errors and warnings a user can meet: each says what is wrong, where, and how to mend it.
 
 Flows out: exceptions that the command line turns into one message and an exit status.
 """
@@ -35,6 +35,10 @@ class InputError(IdealmixError):
     """The user's input is wrong; exit status 2."""
 
     exit_code = 2
+
+
+class Doubt(UserWarning):
+    """Something in a measurement that the user should know; the report shows it."""
 
 
 def _rebuild(kind: type[IdealmixError], what: str, where: str | None, mend: str | None) -> IdealmixError:

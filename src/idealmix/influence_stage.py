@@ -15,7 +15,9 @@ memory, or in a scratch folder, where one layer's are read at a time.
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,8 +28,8 @@ from torch import nn
 from idealmix import config
 from idealmix.curvature import (
     Collector,
+    Coupled,
     Curvature,
-    Exact,
     Layer,
     Metric,
     RowDots,
@@ -40,7 +42,7 @@ from idealmix.curvature import (
     select_layers,
     sum_gradient,
 )
-from idealmix.errors import IdealmixError, InputError
+from idealmix.errors import Doubt, IdealmixError, InputError
 from idealmix.influence_matrix import InfluenceMatrix
 from idealmix.influence_sample import Sample, Sampler, small_samples
 from idealmix.moments import Array, Moments, Rows
@@ -95,7 +97,8 @@ def measure(
         IdealmixError: something is not finite, or a factor does not decompose (the layer is named).
     """
     rows = _checked_rows(mixture, domains, references)
-    layers = select_layers(model, settings.layers)
+    with _doubts_of_measuring() as left_out:
+        layers = select_layers(model, settings.layers)
     tau, metrics = _training_response(settings, record, folder, layers)
     sampler = Sampler(settings.sample_fraction, settings.batch_tokens, seed)
     drawn = [sampler.drawn(name, pool, rows[name]) for name, pool in domains.items()]
@@ -106,7 +109,7 @@ def measure(
         [sampler.drawn(name, pool, rows[name], part) for name, pool in domains.items()] if part < 1 else drawn
     )
     passes = {
-        "covariances": fitted if settings.curvature != "identity" else [],
+        "covariances": fitted if settings.curvature != "identity" else [],  # woodbury: the rows' gradients
         "eigenvalues": fitted if settings.curvature in ("ekfac", "exact") else [],
         "references": held_out,
         "domains": [*drawn, *unused],
@@ -114,7 +117,10 @@ def measure(
     }
     parts = sum(len(sample.batches) for samples in passes.values() for sample in samples)
     collector = Collector(model, layers, progress=_counted(progress, parts))
-    with Shelves(_scratch(settings, model, layers, len(references) + 2 * len(domains), scratch)) as shelves:
+    with (
+        _doubts_of_measuring() as told,
+        Shelves(_scratch(settings, model, layers, len(references) + 2 * len(domains), scratch)) as shelves,
+    ):
         curvature = fit_curvature(
             settings.curvature,
             collector,
@@ -160,6 +166,8 @@ def measure(
         warnings=(
             *small_samples([*held_out, *drawn, *unused]),
             *(f"{name} has no rows in the mixture: its influence cannot be measured" for name in domains if not rows[name]),
+            *left_out,
+            *told,
             *_doubts(settings, record, metrics, layers, drawn),
         ),
     )  # fmt: skip
@@ -229,7 +237,7 @@ def _training_response(
 
 def _moments(
     collector: Collector,
-    curvature: Curvature | Exact,
+    curvature: Curvature | Coupled,
     training: Sequence[Sample],
     held_out: Sequence[Sample],
     shelves: Shelves,
@@ -268,9 +276,9 @@ def _moments(
     return Moments.of(rows, on_references), by_layer, losses
 
 
-def _respond(curvature: Curvature | Exact, gradient: SumGradient, onto: Shelf) -> None:
+def _respond(curvature: Curvature | Coupled, gradient: SumGradient, onto: Shelf) -> None:
     """R times a set's mean gradient, behind the others; the gradient is emptied on the way."""
-    if isinstance(curvature, Exact):  # its layers are coupled
+    if isinstance(curvature, Coupled):
         for name, matrix in curvature.respond_all(gradient.mean()).items():
             onto.append(name, matrix.to(gradient.matrices[name]))
         return
@@ -320,6 +328,20 @@ def _counted(progress: Progress | None, parts: int) -> Progress | None:
             progress(done, parts, detail)
 
     return advance
+
+
+@contextmanager
+def _doubts_of_measuring() -> Iterator[list[str]]:
+    """The texts of every `Doubt` that is warned of inside, each once; other warnings go where they went."""
+    texts: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", Doubt)
+        yield texts
+    for warning in caught:
+        if not issubclass(warning.category, Doubt):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        elif str(warning.message) not in texts:
+            texts.append(str(warning.message))
 
 
 def _doubts(

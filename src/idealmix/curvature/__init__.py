@@ -7,8 +7,7 @@ transformers, data formats or runs.
 from idealmix.curvature.basis import Metric, adam_metric
 from idealmix.curvature.batch import Batch, make_batches
 from idealmix.curvature.collect import Collector
-from idealmix.curvature.exact import Exact
-from idealmix.curvature.fit import Curvature, Identity, fit_curvature
+from idealmix.curvature.fit import Coupled, Curvature, Identity, fit_curvature
 from idealmix.curvature.gradients import RowDots, RowLosses, SumGradient, row_dots, sum_gradient
 from idealmix.curvature.layers import Layer, select_layers
 from idealmix.curvature.processes import Processes
@@ -17,8 +16,8 @@ from idealmix.curvature.shelf import Shelf, Shelves
 __all__ = [
     "Batch",
     "Collector",
+    "Coupled",
     "Curvature",
-    "Exact",
     "Identity",
     "Layer",
     "Metric",

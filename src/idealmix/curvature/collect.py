@@ -27,7 +27,7 @@ from idealmix.curvature.processes import Processes
 from idealmix.curvature.selfcheck import verify_layers
 from idealmix.curvature.signals import Losses, Signal, Visitor, joined
 from idealmix.curvature.task import CausalTask, Task
-from idealmix.errors import IdealmixError
+from idealmix.errors import Doubt, IdealmixError
 
 __all__ = ["Collector", "Losses", "Progress", "Signal"]
 
@@ -163,6 +163,7 @@ class Collector:
         warnings.warn(
             f"memory ran out at {len(part.row_ids)} rows of {part.input_ids.shape[1]} tokens (batch {batch.index}): "
             f"from here on a pass has at most {self._most} tokens; influence.batch_tokens: {self._most} avoids the loss",
+            Doubt,
             stacklevel=4,
         )
         first, rest = (self._fitted(batch, half, done, visitors, label_seed) for half in halves(rows))
@@ -183,6 +184,7 @@ class Collector:
             f"layer {unknown.layer}: its input has shape {unknown.shape} where {unknown.expected} rows and positions "
             "are measured: which row a position belongs to cannot be told, so from here on every row is measured alone, "
             "which takes longer; leave the layer out with influence.layers to measure many rows at once",
+            Doubt,
             stacklevel=4,
         )
 

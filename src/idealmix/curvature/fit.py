@@ -1,13 +1,13 @@
 """From rows to a curvature: the one call that other rooms need.
 
 Flows in: a collector, the mixture's batches, and which approximation. Flows out: an object with ``layers``,
-``damping`` (absolute, by layer) and ``respond(layer name, G) -> R G``.
+``damping`` (absolute, by layer) and ``respond(layer name, G) -> R G``, or ``respond_all`` where layers are coupled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,11 +16,12 @@ from idealmix.curvature.basis import Metric, eigenbases
 from idealmix.curvature.batch import Batch
 from idealmix.curvature.collect import Collector
 from idealmix.curvature.ekfac import Ekfac
-from idealmix.curvature.exact import Exact, exact_layers
+from idealmix.curvature.exact import exact_layers
 from idealmix.curvature.factors import fit_eigenvalues, fit_factors
 from idealmix.curvature.kfac import Kfac
 from idealmix.curvature.layers import Layer
 from idealmix.curvature.shelf import Shelves
+from idealmix.curvature.woodbury import fit_woodbury
 
 
 class Curvature(Protocol):
@@ -32,6 +33,19 @@ class Curvature(Protocol):
 
     def respond(self, name: str, G: Tensor) -> Tensor:
         """R G: (.., d_out, d_in) -> the same shape."""
+        ...
+
+
+@runtime_checkable
+class Coupled(Protocol):
+    """A curvature whose layers act on each other."""
+
+    kind: str
+    layers: list[Layer]
+    damping: dict[str, float]
+
+    def respond_all(self, gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """R times the gradient of all layers, each (d_out, d_in), by layer name."""
         ...
 
 
@@ -50,7 +64,7 @@ class Identity:
 
 
 def fit_curvature(
-    kind: Literal["ekfac", "kfac", "exact", "identity"],
+    kind: Literal["ekfac", "kfac", "exact", "woodbury", "identity"],
     collector: Collector,
     batches: Sequence[Batch],
     *,
@@ -60,11 +74,12 @@ def fit_curvature(
     tau: float | None = None,
     metrics: Mapping[str, Metric] | None = None,
     shelves: Shelves | None = None,
-) -> Curvature | Exact:
+) -> Curvature | Coupled:
     """Measure a curvature on the mixture's rows.
 
     Args:
-        kind: ``ekfac`` (two passes), ``kfac`` (one), ``identity`` (none), ``exact`` (two, then some hundreds for each gradient).
+        kind: ``ekfac`` (two passes), ``kfac`` (one), ``identity`` (none), ``exact`` (two, then some hundreds for each
+            gradient), ``woodbury`` (one; its layers are few, as adapters').
         collector: the model and its layers.
         batches: rows with repetitions as weights.
         for_factors: the rows of A and S where fewer will do: EK-FAC takes only directions from them, and measures how
@@ -80,6 +95,8 @@ def fit_curvature(
     """
     if kind == "identity":
         return Identity(collector.layers)
+    if kind == "woodbury":
+        return fit_woodbury(collector, batches, rho=rho, label_seed=label_seed)
     fewer = for_factors if kind == "ekfac" and for_factors is not None else batches
     factors = fit_factors(collector, fewer, label_seed)
     if kind == "kfac" and tau is None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from idealmix.curvature.covered import is_linear, left_out, trouble, unwrapped, why
-from idealmix.errors import InputError
+from idealmix.errors import Doubt, InputError
 
 _MLP = re.compile(
     r"mlp|ffn|feed_?forward|^(fc\d?|fc_in|fc_out|c_fc|dense_h_to_4h|dense_4h_to_h|w[123])$", re.I
@@ -166,7 +166,9 @@ def _tell(model: nn.Module, missed: Mapping[str, str]) -> None:
     for reason, names in by_reason.items():
         part = sum(p.numel() for n in names for p in model.get_submodule(n).parameters(recurse=False))
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        warnings.warn(f"{names[0]}{more} {reason} ({part / total:.1%} of the parameters)", stacklevel=3)
+        warnings.warn(
+            f"{names[0]}{more} {reason} ({part / total:.1%} of the parameters)", Doubt, stacklevel=3
+        )
 
 
 def _heads(model: nn.Module) -> set[str]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from idealmix.errors import IdealmixError
+from idealmix.errors import Doubt, IdealmixError
 
 # Up to this size float64 costs little; above it float32's half a digit of lost orthogonality is accepted.
 _AFFORDABLE = 256
@@ -56,7 +56,7 @@ def _stubborn(
         if all(bool(torch.isfinite(part).all()) for part in parts):
             if attempt:
                 how = "in float64 on the CPU" if attempt == 1 else f"with jitter {_JITTERS[attempt - 2]:g}"
-                warnings.warn(f"{name}: the {what} failed and was repeated {how}", stacklevel=3)
+                warnings.warn(f"{name}: the {what} failed and was repeated {how}", Doubt, stacklevel=3)
             return tuple(part.to(matrix) for part in parts)
     raise IdealmixError(
         f"the {what} fails, also in float64 and with jitter",

@@ -23,7 +23,7 @@ from idealmix.curvature.passes import Pass
 from idealmix.curvature.positions import RowsUnknown
 from idealmix.curvature.precision import product
 from idealmix.curvature.signals import Signal
-from idealmix.errors import IdealmixError
+from idealmix.errors import Doubt, IdealmixError
 
 if TYPE_CHECKING:
     from idealmix.curvature.collect import Collector
@@ -52,7 +52,9 @@ def verify_layers(collector: Collector, batches: Sequence[Batch]) -> None:
     except (RuntimeError, MemoryError) as error:
         if not ran_out(error):
             raise
-        warnings.warn("the layers' sums were not compared with autograd's: too little memory", stacklevel=4)
+        warnings.warn(
+            "the layers' sums were not compared with autograd's: too little memory", Doubt, stacklevel=4
+        )
         return
     if wrong:
         raise IdealmixError(
