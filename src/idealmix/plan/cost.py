@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from idealmix.plan.machine import Machine
 from idealmix.plan.shapes import Linear, Shape
 
+# Bytes a second read from a scratch folder: a common NVMe drive; an assumption.
+DISK_RATE = 2e9
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -22,11 +25,13 @@ class Cost:
         passes: forward and backward of the model.
         sums: products of the curvature and of gradients.
         decompositions: eigenvalues or Cholesky factors.
+        read: bytes read back from a scratch folder: every batch reads each layer's matrices again.
     """
 
     passes: float = 0.0
     sums: float = 0.0
     decompositions: float = 0.0
+    read: float = 0.0
 
     def seconds(self, machine: Machine, dtype: str) -> float:
         """On a machine: passes at its share of the rate; large products in float32 at twice that share, at most 0.8;
@@ -37,6 +42,7 @@ class Cost:
             self.passes / (machine.share * machine.rate(dtype))
             + self.sums / (min(0.8, 2 * machine.share) * wide)
             + self.decompositions / (0.1 * wide)
+            + self.read / DISK_RATE
         )
 
 

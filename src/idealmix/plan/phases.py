@@ -209,7 +209,9 @@ class _Planner:
     def _influence(self) -> list[Phase]:
         """One entry for each pass; the peak of each is that of its own moments."""
         settings, work, shape, layers = self.settings.influence, self.work, self.shape, self.layers
-        kind, q, d = settings.curvature, work.reference_sets, work.samples
+        # exact: conjugate gradients, preconditioned by EK-FAC, whose iterations are not known beforehand
+        kind = "ekfac" if settings.curvature not in ("kfac", "identity") else settings.curvature
+        q, d = work.reference_sets, work.samples
         limit = settings.batch_tokens
         batches = {name: rows.batches(limit) for name, rows in work.passes.items()}
         batch = _largest([each for found in batches.values() for each in found])
@@ -222,15 +224,16 @@ class _Planner:
             OVERHEAD_MEASURING,
         )
         whole = memory.Matrices.of(layers)
-        # bases and lambda, then responses on top of them
-        scratch = {"eigenvalues": whole.a + whole.s + whole.whole} if disk else {}
-        if disk:
-            every = whole.a + whole.s + whole.whole
-            scratch |= {
-                "references": every + q * whole.whole,
-                "domains": every + (q + d) * whole.whole,
-                "reference rows": every + d * whole.whole,
-            }
+        # bases and lambda, then responses on top of them; K-FAC's factors stay in memory
+        bases = whole.a + whole.s if kind == "ekfac" else 0.0
+        curved = bases + (whole.whole if kind == "ekfac" else 0.0)
+        lying = {
+            "eigenvalues": curved,
+            "references": curved + q * whole.whole,
+            "domains": curved + (q + d) * whole.whole,
+            "reference rows": curved + d * whole.whole,
+        }
+        each_batch = {"eigenvalues": bases, "domains": q * whole.whole, "reference rows": d * whole.whole}
         costs: dict[str, Cost] = {}
         for name, found in batches.items():
             padded, length = _padded(found)
@@ -245,13 +248,16 @@ class _Planner:
                 costs[name] = cost.gradients(shape, layers, padded, length, queries, responses)
         skipped = {"identity": {"covariances", "eigendecompositions", "eigenvalues"}, "kfac": {"eigenvalues"}}
         names = {"eigendecompositions": "Cholesky factors"} if kind == "kfac" else {}
+        if disk:
+            for name in each_batch:
+                costs[name] = replace(costs[name], read=len(batches[name]) * each_batch[name])
         return [
             self._phase(
                 f"influence: {names.get(name, name)}",
                 work.passes[name].tokens if name in work.passes else 0,
                 each,
                 {name: moments[name]},
-                scratch=scratch.get(name, 0.0),
+                scratch=lying.get(name, 0.0) if disk else 0.0,
             )
             for name, each in costs.items()
             if name not in skipped.get(kind, set())
@@ -302,6 +308,10 @@ class _Planner:
         found = (
             [] if not self.outside else ["your command's training is not planned: only what it leaves behind"]
         )
+        if self.settings.influence.curvature not in ("ekfac", "kfac", "identity"):
+            found.append(
+                f"curvature {self.settings.influence.curvature} is planned as ekfac: its iterations are not counted"
+            )
         if self.settings.influence.response == "finite":
             found.append("response finite: the optimiser's second moments are read too, which is not counted")
         return found
