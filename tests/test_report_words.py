@@ -130,6 +130,24 @@ def test_better_is_the_paired_difference_from_joint() -> None:
     assert "95% interval 0.0375 to 0.0561" in found.sentence
 
 
+def test_joint_stands_for_the_mean_of_its_trainings() -> None:
+    result = sample()
+    chosen = result["rounds"][2]["objective"]["value"]
+    first = result["rounds"][0]["objective"]["value"]
+    result["replicates"] = {"count": 1, "seed_sd_objective": 0.003, "objectives": [first, first + 0.02]}
+    result["rounds"][2]["difference_from_start"] = {
+        "value": chosen - first - 0.01,
+        "se": 0.0047,
+        "dof": 180.0,
+    }
+    found = comparison.against_joint(result)
+    assert (
+        f"falls from {first + 0.01:.4f} to {chosen:.4f}, by {first + 0.01 - chosen:.4f} nats"
+        in found.sentence
+    )
+    assert "its loss here is the mean" in comparison.seed_noise(result)
+
+
 @pytest.mark.parametrize(
     ("value", "says", "title"),
     [(-0.002, "undecided", "Undecided against joint"), (0.03, "worse", "Worse than joint")],
