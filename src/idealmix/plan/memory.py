@@ -25,6 +25,10 @@ HELD = 2**25
 # Positions x vocabulary whose labels are drawn at once (idealmix.curvature.labels.sample), and bytes for each: softmax and
 # its float64 running sum, with the float64 copy that it is made from.
 SAMPLED, SAMPLED_BYTES = 2**24, 20
+# On a CPU torch asks the C library for aligned memory, and glibc does not give the place of a freed tensor to one of the same
+# size: so much of what a forward makes and frees stays resident beside what it keeps. From the two fitted models of
+# docs/results/plan.md; with MALLOC_MMAP_THRESHOLD_=65536 it is 0. Accelerators have an allocator of their own.
+GAPS = 0.7
 # Logits upcast at a time in an evaluation (idealmix.evaluation.loss).
 EVALUATED = 2**24
 
@@ -66,7 +70,10 @@ def training(
     block = 4.0 * batch.tokens * (3 * shape.inner + 2 * shape.hidden)
     temporary = trained if accelerator else 8.0 * shape.largest
     return {
-        "loss": weights + (state if steps > 1 else 0.0) + kept.bytes(batch.rows) + max(head, block),
+        "loss": weights
+        + (state if steps > 1 else 0.0)
+        + _activations(kept, batch, accelerator)
+        + max(head, block),
         "step": weights + trained + state + temporary,
         "saving": weights + state + (0.0 if accelerator else trained),
     }
@@ -128,6 +135,7 @@ def influence(
     curvature: str,
     references: int,
     samples: int,
+    accelerator: bool,
     on_disk: bool = False,
 ) -> Moments:
     """The influence stage. Each line mirrors one step of `influence_stage.measure`; change both together.
@@ -138,11 +146,12 @@ def influence(
         dtype: of the weights (frozen ones; adapters are float32).
         references: reference sets.
         samples: of domains that have rows: drawn and unused ones.
+        accelerator: else what the C library does not give out again counts too (`GAPS`).
         on_disk: bases, eigenvalues and responses lie in a scratch folder, one layer's in memory at a time.
     """
     m, every = Matrices.of(layers), 0.0 if on_disk else 1.0
     model = shape.weights(dtype)
-    passing = kept.bytes(batch.rows) + max(_head(shape, batch, dtype), 0.0)
+    passing = _activations(kept, batch, accelerator) + _head(shape, batch, dtype)
     rows = float(min(batch.rows, max(1, HELD * 4 // int(m.largest)))) * m.largest
     signal = (
         8.0 * batch.tokens * (m.widest + shape.hidden)
@@ -167,6 +176,10 @@ def influence(
         + max(signal, rows + queries + m.largest),
         "reference rows": held + every * samples * m.whole + passing + max(signal, rows + queries),
     }
+
+
+def _activations(kept: Kept, batch: Batch, accelerator: bool) -> float:
+    return kept.bytes(batch.rows) + (0.0 if accelerator else GAPS * batch.rows * kept.passing)
 
 
 def _head(shape: Shape, batch: Batch, dtype: str) -> float:

@@ -219,7 +219,16 @@ class _Planner:
         disk = self.on_disk()
         moments = self._on_host(
             memory.influence(
-                shape, layers, batch, kept, self.dtype, curvature=kind, references=q, samples=d, on_disk=disk
+                shape,
+                layers,
+                batch,
+                kept,
+                self.dtype,
+                curvature=kind,
+                references=q,
+                samples=d,
+                accelerator=self.machine.accelerator,
+                on_disk=disk,
             ),
             OVERHEAD_MEASURING,
         )

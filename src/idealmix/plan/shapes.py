@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from idealmix import config
 from idealmix.curvature import Layer, select_layers
@@ -46,10 +48,12 @@ class Kept:
     Attributes:
         fixed: whatever the batch's size (casts of weights under autocast).
         per_row: for each row of the length that was asked for.
+        passing: for each row, what the forward makes and frees again.
     """
 
     fixed: float
     per_row: float
+    passing: float = 0.0
 
     def bytes(self, rows: float) -> float:
         """Of a batch of so many rows."""
@@ -115,7 +119,7 @@ class Blueprint:
                     self.model, LoraConfig(task_type="CAUSAL_LM", **lora.model_dump())
                 )
         _hollow(self.model)
-        self._traces: dict[tuple[Any, ...], tuple[float, dict[str, str]]] = {}
+        self._traces: dict[tuple[Any, ...], _Trace] = {}
 
     @property
     def shape(self) -> Shape:
@@ -150,7 +154,7 @@ class Blueprint:
         Raises:
             InputError: a pattern matches nothing.
         """
-        _, leaders = self._trace(1, 8, "float32", spec)
+        leaders = self._trace(1, 8, "float32", spec).leaders
         with _quiet():
             found = select_layers(self.model, spec)
         return [Linear(each.name, each.d_in, each.d_out, leaders.get(each.name, each.name)) for each in found]
@@ -163,20 +167,20 @@ class Blueprint:
         # each block's input stays, in float32, and one block at a time is run again
         shape = self.shape
         boundaries = 4 * length * shape.hidden * shape.blocks
-        return Kept(kept.fixed, boundaries + kept.per_row / shape.blocks)
+        inside = (kept.per_row + kept.passing) / shape.blocks
+        return Kept(kept.fixed, boundaries + kept.per_row / shape.blocks, inside)
 
     def measuring(self, length: int, dtype: str, spec: str | Sequence[str]) -> Kept:
         """Of an influence batch: all weights frozen, in `dtype` but adapters; the measured layers' inputs held by hooks."""
         return self._kept(length, dtype, spec)
 
     def _kept(self, length: int, dtype: str, spec: str | Sequence[str] | None) -> Kept:
-        one, two = (self._trace(rows, length, dtype, spec)[0] for rows in (1, 2))
-        return Kept(2 * one - two, two - one)
+        one, two = (self._trace(rows, length, dtype, spec) for rows in (1, 2))
+        per_row, made = two.kept - one.kept, two.made - one.made
+        return Kept(one.kept - per_row, per_row, made - per_row)
 
-    def _trace(
-        self, rows: int, length: int, dtype: str, spec: str | Sequence[str] | None
-    ) -> tuple[float, dict[str, str]]:
-        """Bytes kept, and each measured layer's leader; `spec` None: a training."""
+    def _trace(self, rows: int, length: int, dtype: str, spec: str | Sequence[str] | None) -> _Trace:
+        """One forward; `spec` None: a training's."""
         key = rows, length, dtype, spec if spec is None or isinstance(spec, str) else tuple(spec)
         if key in self._traces:
             return self._traces[key]
@@ -198,9 +202,31 @@ class Blueprint:
         return self._traces[key]
 
 
-def _trace(
-    model: Any, rows: int, length: int, autocast: bool, layers: list[Layer] | None
-) -> tuple[float, dict[str, str]]:
+@dataclass(frozen=True)
+class _Trace:
+    """Bytes kept for the backward, bytes of all tensors that were made, and each measured layer's leader."""
+
+    kept: float
+    made: float
+    leaders: dict[str, str]
+
+
+class _Made(TorchDispatchMode):
+    """Adds up the bytes of new tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        old = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        new = [x.untyped_storage() for x in tree_leaves(out) if isinstance(x, Tensor)]
+        self.bytes += sum(storage.nbytes() for storage in new if storage._cdata not in old)
+        return out
+
+
+def _trace(model: Any, rows: int, length: int, autocast: bool, layers: list[Layer] | None) -> _Trace:
     """One forward on shapes alone, the head left out."""
     names = {id(module): layer.name for layer in layers or () for module in layer.modules}
     kept: dict[int, tuple[int, Any]] = {}
@@ -223,17 +249,19 @@ def _trace(
     ids = torch.zeros(rows, length, dtype=torch.long)
     whole = model.get_base_model() if hasattr(model, "get_base_model") else model
     model.train(layers is None)
+    made = _Made()
     try:
         with (
             torch.enable_grad(),
             torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x),
             torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+            made,
         ):
             whole.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
-    return float(sum(size for size, _ in kept.values())), leaders
+    return _Trace(float(sum(size for size, _ in kept.values())), made.bytes, leaders)
 
 
 def _hollow(model: nn.Module) -> None:
