@@ -180,9 +180,7 @@ def judge(
             found["by_setting"][name][mode] = plain(bench.intervals(predicted[name]))
         top = found["by_setting"][default][mode] | {"noise_ceiling": ceiling}
         found |= top if mode == "held" else {mode: top}
-        found.setdefault("counts", {})[mode] = bench.counts() | {
-            "seeds": {s: seeds[s] for s in known}
-        }
+        found.setdefault("counts", {})[mode] = bench.counts() | {"seeds": {s: seeds[s] for s in known}}
         found["advantage"][mode] = {
             f"{ours} over {theirs}": plain(bench.advantage(predicted[ours], predicted[theirs]))
             for ours in dict.fromkeys((default, "ekfac finite"))

@@ -60,7 +60,9 @@ class RowPool:
         rng = np.random.default_rng(seed)
         self.name = name
         # lengths spread by about a half around the wanted mean, as those of real answers do
-        lengths = np.clip(rng.lognormal(np.log(tokens) - 0.125, 0.5, count).round(), 8, 4 * tokens).astype(int)
+        lengths = np.clip(rng.lognormal(np.log(tokens) - 0.125, 0.5, count).round(), 8, 4 * tokens).astype(
+            int
+        )
         self._rows = []
         for number, length in enumerate(lengths):
             ids = rng.integers(0, vocabulary, length).tolist()

@@ -197,7 +197,9 @@ def plan(
     config: ConfigFile,
     machine: Annotated[
         str | None,
-        typer.Option("--machine", help="h100, h200, a100-80gb, a100-40gb, l4, rtx-4090; default: this machine."),
+        typer.Option(
+            "--machine", help="h100, h200, a100-80gb, a100-40gb, l4, rtx-4090; default: this machine."
+        ),
     ] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
@@ -213,6 +215,37 @@ def plan(
         _print_json(found.to_json())
     else:
         found.show(terminal)
+
+
+@app.command()
+def diagnose(
+    config: ConfigFile,
+    fidelity: Annotated[
+        bool, typer.Option("--fidelity", help="Compare the curvatures with the exact one at the best round.")
+    ] = False,
+    rows: Annotated[
+        int, typer.Option("--rows", min=2, help="Rows of each domain and reference set, at most.")
+    ] = 24,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell how far a finished run's influence can be believed.
+
+    --fidelity solves one linear system for each reference set, each by some tens to hundreds of passes over the sampled
+    rows: minutes for a model of a million parameters, out of reach for billions.
+    """
+    if not fidelity:
+        raise InputError("nothing to diagnose was chosen", mend="give --fidelity")
+    from idealmix import configfile
+    from idealmix.diagnose import fidelity_of_run, show
+
+    settings = configfile.load(config, overrides or [])
+    with _watching(as_json) as (terminal, _), _located(config):
+        found = fidelity_of_run(settings, rows, terminal)
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        show(found, terminal)
 
 
 @app.command()

@@ -56,7 +56,7 @@ Progress = Callable[[int, int, str], None]
 """Called with parts done, parts in all, and what is being done."""
 
 # What the curvature rests on where there are more: tokens for each dimension of the widest layer, and rows
-# (docs/decisions.md, 17).
+# (docs/decisions.md, 24).
 TOKENS_PER_DIMENSION = 32
 CURVATURE_ROWS = 256
 # Matrices that take less than this, in bytes, always lie in memory.
