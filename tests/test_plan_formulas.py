@@ -83,7 +83,7 @@ def test_training_memory_by_hand() -> None:
     kept = Kept(10.0, 100.0, 1000.0)
     moments = memory.training(SHAPE, Batch(2, 8, 5), kept, "float32", steps=2, accelerator=False)
     head = 8.25 * 4 * 16 * 20 + 4 * 20 * 10  # tiles of 16 tokens x 20 words, the head's own gradient
-    assert moments["loss"] == 4000 + 8000 + 210 + memory.GAPS * 2000 + head
+    assert moments["loss"] == 4000 + 8000 + 210 + memory.GAPS_TRAINING * 2000 + head
     assert moments["step"] == 4000 + 4000 + 8000 + 8 * 200
     assert moments["saving"] == 4000 + 8000 + 4000
     first = memory.training(SHAPE, Batch(2, 8, 5), kept, "float32", steps=1, accelerator=False)

@@ -28,7 +28,7 @@ SAMPLED, SAMPLED_BYTES = 2**24, 20
 # On a CPU torch asks the C library for aligned memory, and glibc does not give the place of a freed tensor to one of the same
 # size: so much of what a forward makes and frees stays resident beside what it keeps. From the two fitted models of
 # docs/results/plan.md; with MALLOC_MMAP_THRESHOLD_=65536 it is 0. Accelerators have an allocator of their own.
-GAPS = 0.7
+GAPS_TRAINING, GAPS_MEASURING = 0.55, 0.75
 # Logits upcast at a time in an evaluation (idealmix.evaluation.loss).
 EVALUATED = 2**24
 
@@ -72,7 +72,8 @@ def training(
     return {
         "loss": weights
         + (state if steps > 1 else 0.0)
-        + _activations(kept, batch, accelerator)
+        + kept.bytes(batch.rows)
+        + (0.0 if accelerator else GAPS_TRAINING * batch.rows * kept.passing)
         + max(head, block),
         "step": weights + trained + state + temporary,
         "saving": weights + state + (0.0 if accelerator else trained),
@@ -136,6 +137,7 @@ def influence(
     references: int,
     samples: int,
     accelerator: bool,
+    sampled: bool = True,
     on_disk: bool = False,
 ) -> Moments:
     """The influence stage. Each line mirrors one step of `influence_stage.measure`; change both together.
@@ -146,12 +148,16 @@ def influence(
         dtype: of the weights (frozen ones; adapters are float32).
         references: reference sets.
         samples: of domains that have rows: drawn and unused ones.
-        accelerator: else what the C library does not give out again counts too (`GAPS`).
+        accelerator: else what the C library does not give out again counts too (`GAPS_MEASURING`).
+        sampled: the curvature's labels are drawn from the model.
         on_disk: bases, eigenvalues and responses lie in a scratch folder, one layer's in memory at a time.
     """
     m, every = Matrices.of(layers), 0.0 if on_disk else 1.0
     model = shape.weights(dtype)
-    passing = _activations(kept, batch, accelerator) + _head(shape, batch, dtype)
+    activations = kept.bytes(batch.rows)
+    activations += 0.0 if accelerator else GAPS_MEASURING * batch.rows * kept.passing
+    sampling = activations + _head(shape, batch, dtype, sampled=sampled)
+    passing = activations + _head(shape, batch, dtype, sampled=False)
     rows = float(min(batch.rows, max(1, HELD * 4 // int(m.largest)))) * m.largest
     signal = (
         8.0 * batch.tokens * (m.widest + shape.hidden)
@@ -164,9 +170,9 @@ def influence(
     response = factors + roots if curvature == "kfac" else every * (factors + sums)
     held = model + response
     return {
-        "covariances": model + factors + passing + signal if factors else 0.0,
+        "covariances": model + factors + sampling + signal if factors else 0.0,
         "eigendecompositions": model + factors + _decomposition(m.widest, curvature),
-        "eigenvalues": model + every * factors + sums + passing + max(signal, rows + 2 * m.largest)
+        "eigenvalues": model + every * factors + sums + sampling + max(signal, rows + 2 * m.largest)
         if sums
         else 0.0,
         "references": held + (every * (references - 1) + 1) * m.whole + passing + m.largest + signal,
@@ -178,16 +184,12 @@ def influence(
     }
 
 
-def _activations(kept: Kept, batch: Batch, accelerator: bool) -> float:
-    return kept.bytes(batch.rows) + (0.0 if accelerator else GAPS * batch.rows * kept.passing)
-
-
-def _head(shape: Shape, batch: Batch, dtype: str) -> float:
+def _head(shape: Shape, batch: Batch, dtype: str, *, sampled: bool) -> float:
     """The loss of one batch: all logits, those with a label in float32, their log-probabilities, and the gradients of both."""
     w, logits = BYTES[dtype], batch.tokens * shape.vocabulary
     labelled = batch.supervised * shape.vocabulary
     wide = 4 * labelled + (w * labelled if dtype != "float32" else 0)
-    drawing = SAMPLED_BYTES * min(labelled, SAMPLED)
+    drawing = SAMPLED_BYTES * min(labelled, SAMPLED) if sampled else 0
     forward = w * logits + wide + max(4 * labelled, drawing)
     backward = max(12 * labelled, 4 * labelled + w * logits + (wide - 4 * labelled))
     return float(max(forward, backward))

@@ -228,6 +228,7 @@ class _Planner:
                 references=q,
                 samples=d,
                 accelerator=self.machine.accelerator,
+                sampled=settings.fisher == "sampled",
                 on_disk=disk,
             ),
             OVERHEAD_MEASURING,
