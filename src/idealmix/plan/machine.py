@@ -28,9 +28,9 @@ class Machine:
         bfloat16, float32: dense floating-point operations a second of a matrix product.
         accelerator: False: a CPU.
         measured: the rates were measured here, not taken from a data sheet.
-        share: of that rate which a model's pass reaches. Accelerators: 0.4, the target of this project and what well-tuned
-            trainings report (Chowdhery et al., arXiv 2204.02311, table 3: 21 to 46 %); CPUs: 0.5, measured on one
-            core with models of 5 to 60 million parameters (docs/results/plan.md).
+        share: of that rate which a model's pass reaches. Accelerators: 0.4, what well-tuned trainings report (Chowdhery et
+            al., arXiv 2204.02311, table 3: 21 to 46 %); CPUs: 0.5, an assumption that fits one run of SmolLM2-135M
+            (docs/results/plan.md).
         disk: free bytes where the run is written; None: not known.
     """
 

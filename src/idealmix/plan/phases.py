@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from idealmix.plan.shapes import Linear
 
 # Resident memory of a CPU process that its sizes do not tell: libraries loaded on first use, threads, data, the
-# allocator's gaps. Measured (docs/results/plan.md).
+# optimiser's and the pools' objects. Round figures.
 OVERHEAD_TRAINING, OVERHEAD_MEASURING = 60e6, 40e6
 
 
