@@ -14,7 +14,6 @@ call). Its rows are given sorted by length, so that it pads as little as we do. 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -23,21 +22,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.measured import Peak, alone
-from benchmarks.workload import SHAPES, build, pools, whole
+from benchmarks.measured import Peak, alone, told
+from benchmarks.workload import DOMAINS, SHAPES, four_and_four, whole
 
-DOMAINS = REFERENCES = 4
 RHO = 0.1  # kronfluence's default: 0.1 of the mean eigenvalue
 BATCH_ROWS = 8
-
-
-def _data(size: str, rows: int, tokens: int, reference_rows: int) -> tuple[Any, Any, Any]:
-    vocabulary = SHAPES[size].vocabulary
-    return (
-        build(SHAPES[size]),
-        pools("domain", DOMAINS, rows, tokens, vocabulary, seed=1),
-        pools("reference", REFERENCES, reference_rows, tokens, vocabulary, seed=2),
-    )
 
 
 def ours(threads: int, **data: Any) -> dict[str, Any]:
@@ -46,7 +35,7 @@ def ours(threads: int, **data: Any) -> dict[str, Any]:
     from idealmix.influence_stage import measure
 
     torch.set_num_threads(threads)
-    model, domains, references = _data(**data)
+    model, domains, references = four_and_four(**data)
     longest = max(len(pool.row(i).input_ids) for pool in domains.values() for i in range(len(pool)))
     settings = Influence(
         damping=RHO, fisher="empirical", sample_fraction=1.0, curvature_fraction=1.0,
@@ -70,7 +59,7 @@ def theirs(threads: int, aggregated: bool, **data: Any) -> dict[str, Any]:
     from idealmix.curvature import select_layers
 
     torch.set_num_threads(threads)
-    model, domains, references = _data(**data)
+    model, domains, references = four_and_four(**data)
     names = [layer.name for layer in select_layers(model)]
 
     class SummedLoss(Task):
@@ -192,14 +181,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128, help="mean of a row")
     parser.add_argument("--reference-rows", type=int, default=32)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", action="store_true", help="only the JSON line")
-    options = vars(parser.parse_args())
-    quiet = options.pop("json")
-    found = compare(**options)
-    if not quiet:
-        for key, value in found.items():
-            print(f"{key}: {value}")
-    print(json.dumps(found))
+    told(parser, compare)
 
 
 if __name__ == "__main__":

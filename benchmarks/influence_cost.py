@@ -13,36 +13,25 @@ Flows in: a SmolLM2-shaped size. Flows out: seconds, peak memory, and the tokens
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from typing import Any
 
 import torch
 
-from benchmarks.measured import Peak, alone
-from benchmarks.workload import SHAPES, build, pools, whole
+from benchmarks.measured import Peak, alone, told
+from benchmarks.workload import SHAPES, four_and_four, whole
 from idealmix.config import Influence
 from idealmix.curvature import make_batches
 from idealmix.influence_stage import measure
 
-DOMAINS = REFERENCES = 4
 BATCH_TOKENS = (1024, 2048, 4096, 8192)
-
-
-def _data(size: str, rows: int, tokens: int, reference_rows: int) -> tuple[Any, Any, Any]:
-    vocabulary = SHAPES[size].vocabulary
-    return (
-        build(SHAPES[size]),
-        pools("domain", DOMAINS, rows, tokens, vocabulary, seed=1),
-        pools("reference", REFERENCES, reference_rows, tokens, vocabulary, seed=2),
-    )
 
 
 def stage(threads: int, settings: dict[str, Any], **data: Any) -> dict[str, Any]:
     """The whole stage."""
     torch.set_num_threads(threads)
-    model, domains, references = _data(**data)
+    model, domains, references = four_and_four(**data)
     passes: dict[str, float] = {}
     peak, began = Peak(), time.perf_counter()
     peak.reset()
@@ -89,7 +78,7 @@ def epoch(
 ) -> dict[str, Any]:
     """Training (or bare passes) over the domains' rows, or an evenly chosen part of the batches."""
     torch.set_num_threads(threads)
-    model, domains, _ = _data(**data)
+    model, domains, _ = four_and_four(**data)
     model = model.to(getattr(torch, dtype)).train()
     batches = make_batches(_rows(domains), batch_tokens)
     batches = batches[:: max(1, round(1 / part))]
@@ -170,14 +159,7 @@ def main() -> None:
     parser.add_argument("--reference-rows", type=int, default=32)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", action="store_true", help="only the JSON line")
-    options = vars(parser.parse_args())
-    quiet = options.pop("json")
-    found = compare(**options)
-    if not quiet:
-        for key, value in found.items():
-            print(f"{key}: {value}")
-    print(json.dumps(found))
+    told(parser, compare)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,13 @@ held before the work began. A fresh process for each: memory that an allocator k
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,18 @@ def alone(function: str, **arguments: Any) -> dict[str, Any]:
     if done.returncode:
         raise RuntimeError(f"{function} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def told(parser: argparse.ArgumentParser, compare: Callable[..., dict[str, Any]]) -> None:
+    """Run ``compare`` with the command line's options; the last line is one JSON object, the only one with ``--json``."""
+    parser.add_argument("--json", action="store_true", help="only the JSON line")
+    options = vars(parser.parse_args())
+    quiet = options.pop("json")
+    found = compare(**options)
+    if not quiet:
+        for key, value in found.items():
+            print(f"{key}: {value}")
+    print(json.dumps(found))
 
 
 class Peak:

@@ -11,7 +11,6 @@ domains the rows of each stay the same, so tokens grow with them: an exponent of
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import time
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.measured import Peak, alone
+from benchmarks.measured import Peak, alone, told
 from benchmarks.workload import Shape, build, pools, whole
 
 BASE = Shape(width=192, depth=4, heads=3, key_value_heads=1, inner=512, vocabulary=2048)
@@ -93,14 +92,7 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", action="store_true", help="only the JSON line")
-    options = vars(parser.parse_args())
-    quiet = options.pop("json")
-    found = compare(**options)
-    if not quiet:
-        for key, value in found.items():
-            print(f"{key}: {value}")
-    print(json.dumps(found))
+    told(parser, compare)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,3 +91,16 @@ def pools(kind: str, sets: int, rows: int, tokens: int, vocabulary: int, seed: i
 def whole(domains: dict[str, RowPool]) -> SimpleNamespace:
     """The mixture that holds every row once."""
     return SimpleNamespace(row_ids={name: pool.ids for name, pool in domains.items()})
+
+
+DOMAINS = REFERENCES = 4
+
+
+def four_and_four(size: str, rows: int, tokens: int, reference_rows: int) -> tuple[Any, Any, Any]:
+    """A model of that size, four domains of `rows` rows and four references of `reference_rows`."""
+    vocabulary = SHAPES[size].vocabulary
+    return (
+        build(SHAPES[size]),
+        pools("domain", DOMAINS, rows, tokens, vocabulary, seed=1),
+        pools("reference", REFERENCES, reference_rows, tokens, vocabulary, seed=2),
+    )
