@@ -35,6 +35,7 @@ class Sample:
         rows: how many; may be 0.
         fraction: their share of all the set's rows.
         tokens: of these rows, each once: what one pass reads.
+        prefix: stands with a slash before the row ids in the batches.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Sample:
     rows: int
     fraction: float
     tokens: int
+    prefix: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,13 @@ class Sampler:
         fraction: of a domain's rows to measure.
         batch_tokens: padded tokens of a batch.
         seed: of the choice.
+        all_unused: see `unused`.
     """
 
     fraction: float
     batch_tokens: int
     seed: int
+    all_unused: bool = False
 
     def drawn(self, name: str, pool: Pool, row_ids: Sequence[str], part: float = 1.0) -> Sample:
         """Of the distinct rows of the mixture, with their repetitions.
@@ -80,12 +84,13 @@ class Sampler:
     def unused(self, name: str, pool: Pool, row_ids: Sequence[str]) -> Sample:
         """Of the rows outside the mixture; from no more of them than were drawn, however large the pool.
 
-        As many serve as well, and the time of a measurement should follow the mixture's size. A domain outside the
-        mixture has no influence to measure: its sample is empty.
+        As many serve as well, and the time of a measurement should follow the mixture's size (`all_unused` lifts this). A
+        domain outside the mixture has no influence to measure: its sample is empty.
         """
         used = set(row_ids)
         rows = {i: 1 for i, row in enumerate(pool.ids) if used and row not in used}
-        return self._chosen(name, "unused rows", pool, rows, base=min(len(rows), len(used)))
+        base = len(rows) if self.all_unused else min(len(rows), len(used))
+        return self._chosen(name, "unused rows", pool, rows, base=base)
 
     def whole(self, name: str, pool: Pool) -> Sample:
         """Every row, once."""
@@ -108,7 +113,7 @@ class Sampler:
             # sampled labels are keyed by this id, and two domains may use the same one
             listed.append((f"{prefix}/{row.id}", row.input_ids, row.labels, times / fraction))
         tokens = sum(len(ids) for _, ids, _, _ in listed)
-        return Sample(name, make_batches(listed, self.batch_tokens), len(listed), fraction, tokens)
+        return Sample(name, make_batches(listed, self.batch_tokens), len(listed), fraction, tokens, prefix)
 
 
 def small_samples(samples: Sequence[Sample]) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Measures the influence matrix of a trained model.
 
 Flows in: a model, the mixture that it was trained on, the pools, the references' gradient halves, settings. Flows out:
-an `InfluenceMatrix`. The passes over the data:
+an `InfluenceMatrix`, or `Measured` with the rows behind it. The passes over the data:
 
     1. curvature    a sample of the mixture's rows, for R
     2. references   gbar_q of each set, then U_q = R gbar_q
@@ -18,6 +18,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,8 +43,11 @@ from idealmix.curvature import (
     select_layers,
     sum_gradient,
 )
+from idealmix.curvature.ekfac import Ekfac
+from idealmix.curvature.kfac import Kfac
 from idealmix.errors import Doubt, IdealmixError, InputError
 from idealmix.influence_matrix import InfluenceMatrix
+from idealmix.influence_rows import Measured, NamedRows
 from idealmix.influence_sample import Sample, Sampler, small_samples
 from idealmix.moments import Array, Moments, Rows
 
@@ -78,6 +82,40 @@ def measure(
 ) -> InfluenceMatrix:
     """Measure how each domain's volume moves the loss on each reference set.
 
+    The arguments and errors are those of `measure_rows`.
+    """
+    (found,) = measure_rows(
+        model,
+        mixture,
+        domains,
+        references,
+        settings,
+        record=record,
+        folder=folder,
+        scratch=scratch,
+        seed=seed,
+        progress=progress,
+    )
+    return found.matrix
+
+
+def measure_rows(
+    model: nn.Module,
+    mixture: Mixture,
+    domains: Mapping[str, Pool],
+    references: Mapping[str, Pool],
+    settings: config.Influence,
+    *,
+    record: TrainingRecord | None = None,
+    folder: Path | None = None,
+    scratch: Path | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    dampings: Sequence[float] = (),
+    all_unused: bool = False,
+) -> list[Measured]:
+    """Measure how each domain's volume moves the loss on each reference set, and keep what each row adds.
+
     Args:
         model: a causal language model as it is after the training, on its device.
         mixture: what it was trained on; only ``row_ids`` is used.
@@ -91,16 +129,22 @@ def measure(
             step sizes; momentum, clipping and weight decay are not modelled.
         scratch: an existing folder for matrices that are kept on disk; default the system's for temporary files.
         seed: of the samples of rows and of the sampled labels.
+        dampings: measure once for each, by the same curvature and in the same passes; none: the settings' own.
+        all_unused: take the sample of the unused rows from all of them, not from as many as were drawn.
+
+    Returns:
+        One for each damping.
 
     Raises:
-        InputError: ``finite`` without a record, a layer pattern that matches nothing, an empty mixture.
+        InputError: ``finite`` without a record, a layer pattern that matches nothing, an empty mixture, several dampings of
+            a curvature that has none.
         IdealmixError: something is not finite, or a factor does not decompose (the layer is named).
     """
     rows = _checked_rows(mixture, domains, references)
     with _doubts_of_measuring() as left_out:
         layers = select_layers(model, settings.layers)
     tau, metrics = _training_response(settings, record, folder, layers)
-    sampler = Sampler(settings.sample_fraction, settings.batch_tokens, seed)
+    sampler = Sampler(settings.sample_fraction, settings.batch_tokens, seed, all_unused)
     drawn = [sampler.drawn(name, pool, rows[name]) for name, pool in domains.items()]
     unused = [sampler.unused(name, pool, rows[name]) for name, pool in domains.items()]
     held_out = [sampler.whole(name, pool) for name, pool in references.items()]
@@ -117,9 +161,10 @@ def measure(
     }
     parts = sum(len(sample.batches) for samples in passes.values() for sample in samples)
     collector = Collector(model, layers, progress=_counted(progress, parts))
+    matrices = (len(references) + 2 * len(domains)) * max(1, len(dampings))
     with (
         _doubts_of_measuring() as told,
-        Shelves(_scratch(settings, model, layers, len(references) + 2 * len(domains), scratch)) as shelves,
+        Shelves(_scratch(settings, model, layers, matrices, scratch)) as shelves,
     ):
         curvature = fit_curvature(
             settings.curvature,
@@ -132,45 +177,60 @@ def measure(
             metrics=metrics,
             shelves=shelves,
         )
-        damping = dict(curvature.damping)
-        moments, by_layer, losses = _moments(collector, curvature, [*drawn, *unused], held_out, shelves)
+        responses = _damped(curvature, dampings)
+        every = [dict(each.damping) for each in responses]
+        products = _products(collector, responses, [*drawn, *unused], held_out, shelves)
 
     shares = _token_shares(domains, rows)
     plain = settings.curvature == "identity"
-    return InfluenceMatrix(
-        domains=tuple(domains),
-        references=tuple(references),
-        step_weights={name: float(record.step_weights.get(name, 0.0)) for name in domains} if record else shares,
-        centred=settings.centred is not False,
-        moments=moments,
-        layers=by_layer,
-        losses=dict(zip(references, losses)),
-        facts={
-            "curvature": settings.curvature,
-            "response": None if plain else settings.response,
-            "fisher": None if plain else settings.fisher,
-            "damping": None if plain or tau is not None else settings.damping,
-            "damping_absolute": {} if tau is not None else damping,
-            "tau": tau,
-            "metric": None if metrics is None else "adamw",
-            "sample_fraction": settings.sample_fraction,
-            "curvature_fraction": part,
-            "pass_tokens": {name: sum(each.tokens for each in samples) for name, samples in passes.items()},
-            "token_shares": shares,
-            "tokens": {
-                "drawn": {name: sample.tokens for name, sample in zip(domains, drawn)},
-                "unused": {name: sample.tokens for name, sample in zip(domains, unused)},
-                "references": {name: sample.tokens for name, sample in zip(references, held_out)},
+
+    def matrix(found: _Products, rho: float, absolute: dict[str, float]) -> InfluenceMatrix:
+        return InfluenceMatrix(
+            domains=tuple(domains),
+            references=tuple(references),
+            step_weights={name: float(record.step_weights.get(name, 0.0)) for name in domains} if record else shares,
+            centred=settings.centred is not False,
+            moments=Moments.of([None if each is None else each.rows for each in found.training], [each.rows for each in found.references]),
+            layers=found.by_layer,
+            losses={name: float(each.losses.sum() / each.rows.supervised.sum()) for name, each in zip(references, found.references)},
+            facts={
+                "curvature": settings.curvature,
+                "response": None if plain else settings.response,
+                "fisher": None if plain else settings.fisher,
+                "damping": None if plain or tau is not None else rho,
+                "damping_absolute": {} if tau is not None else absolute,
+                "tau": tau,
+                "metric": None if metrics is None else "adamw",
+                "sample_fraction": settings.sample_fraction,
+                "curvature_fraction": part,
+                "pass_tokens": {name: sum(each.tokens for each in samples) for name, samples in passes.items()},
+                "token_shares": shares,
+                "tokens": {
+                    "drawn": {name: sample.tokens for name, sample in zip(domains, drawn)},
+                    "unused": {name: sample.tokens for name, sample in zip(domains, unused)},
+                    "references": {name: sample.tokens for name, sample in zip(references, held_out)},
+                },
             },
-        },
-        warnings=(
-            *small_samples([*held_out, *drawn, *unused]),
-            *(f"{name} has no rows in the mixture: its influence cannot be measured" for name in domains if not rows[name]),
-            *left_out,
-            *told,
-            *_doubts(settings, record, metrics, layers, drawn),
-        ),
-    )  # fmt: skip
+            warnings=(
+                *small_samples([*held_out, *drawn, *unused]),
+                *(f"{name} has no rows in the mixture: its influence cannot be measured" for name in domains if not rows[name]),
+                *left_out,
+                *told,
+                *_doubts(settings, record, metrics, layers, drawn),
+            ),
+        )  # fmt: skip
+
+    return [
+        Measured(
+            matrix=matrix(found, rho, absolute),
+            drawn={name: each for name, each in zip(domains, found.training) if each is not None},
+            unused={
+                name: each for name, each in zip(domains, found.training[len(domains) :]) if each is not None
+            },
+            references=dict(zip(references, found.references)),
+        )
+        for found, rho, absolute in zip(products, dampings or [settings.damping], every)
+    ]
 
 
 def _checked_rows(
@@ -235,56 +295,83 @@ def _training_response(
         ) from error
 
 
-def _moments(
+@dataclass(frozen=True)
+class _Products:
+    """What passes 2 to 4 give by one response: rows of the training sets (None: no rows) and of the references."""
+
+    training: list[NamedRows | None]
+    references: list[NamedRows]
+    by_layer: dict[str, Array]
+
+
+def _damped(curvature: Curvature | Coupled, dampings: Sequence[float]) -> list[Curvature | Coupled]:
+    """The same curvature at every damping; as it is where none is asked for."""
+    if not dampings:
+        return [curvature]
+    if not isinstance(curvature, Ekfac | Kfac) or getattr(curvature, "tau", None) is not None:
+        raise InputError(
+            "several dampings can be told for ekfac and kfac with the converged response",
+            where="influence.curvature",
+            mend="use curvature: ekfac and response: converged",
+        )
+    return [curvature.with_damping(rho) for rho in dampings]
+
+
+def _products(
     collector: Collector,
-    curvature: Curvature | Coupled,
+    curvatures: Sequence[Curvature | Coupled],
     training: Sequence[Sample],
     held_out: Sequence[Sample],
     shelves: Shelves,
-) -> tuple[Moments, dict[str, Array], list[float]]:
-    """Passes 2 to 4: the moments of gbar_q' R gbar_i with their errors, their parts by layer, the references' losses."""
-    responses, losses = shelves.shelf(), []
+) -> list[_Products]:
+    """Passes 2 to 4, for all responses at once: the rows' products of gbar_q' R gbar_i, and their parts by layer."""
+    K = len(curvatures)
+    responses = shelves.shelf()  # of each set by every curvature, then of the next set
     for sample in held_out:
-        gradient = sum_gradient(collector, sample.batches)
-        losses.append(float(gradient.rows.sums.sum()) / gradient.supervised)
-        _respond(curvature, gradient, responses)
+        _respond(curvatures, sum_gradient(collector, sample.batches), responses)
 
     answers = shelves.shelf()
-    rows: list[Rows | None] = []
-    by_layer = {layer.name: np.zeros((len(held_out), len(training))) for layer in collector.layers}
+    has_rows = [bool(sample.rows) for sample in training]
+    rows: list[list[NamedRows | None]] = [[None] * len(training) for _ in curvatures]
+    by_layer = [
+        {layer.name: np.zeros((len(held_out), len(training))) for layer in collector.layers}
+        for _ in curvatures
+    ]
     for number, sample in enumerate(training):
         if not sample.rows:
-            rows.append(None)
             continue
         dots = row_dots(collector, sample.batches, responses, total=True)
         if dots.gradient is None:
             raise RuntimeError("row_dots gives the gradient that total=True asks for")
-        for name, part in by_layer.items():
-            part[:, number] = dots.by_layer[name].numpy() / dots.gradient.supervised
-        rows.append(_rows(dots, dots.dots.numpy(), sample.fraction))
-        _respond(curvature, dots.gradient, answers)
+        for k in range(K):
+            for name, part in by_layer[k].items():
+                part[:, number] = dots.by_layer[name].numpy()[k::K] / dots.gradient.supervised
+            rows[k][number] = _rows(dots, dots.dots.numpy()[:, k::K], sample)
+        _respond(curvatures, dots.gradient, answers)
         del dots
     responses.clear()
 
-    has_rows = np.array([found is not None for found in rows])
-    on_references = []
+    on_references: list[list[NamedRows]] = [[] for _ in curvatures]
     for sample in held_out:
         dots = row_dots(collector, sample.batches, answers)
-        products = np.zeros((sample.rows, len(has_rows)))
-        products[:, has_rows] = dots.dots.numpy()
-        on_references.append(_rows(dots, products, sample.fraction))
-    return Moments.of(rows, on_references), by_layer, losses
+        for k in range(K):
+            products = np.zeros((sample.rows, len(training)))
+            products[:, has_rows] = dots.dots.numpy()[:, k::K]
+            on_references[k].append(_rows(dots, products, sample))
+    return [_Products(*each) for each in zip(rows, on_references, by_layer)]
 
 
-def _respond(curvature: Curvature | Coupled, gradient: SumGradient, onto: Shelf) -> None:
-    """R times a set's mean gradient, behind the others; the gradient is emptied on the way."""
-    if isinstance(curvature, Coupled):
-        for name, matrix in curvature.respond_all(gradient.mean()).items():
-            onto.append(name, matrix.to(gradient.matrices[name]))
-        return
-    for layer in curvature.layers:
+def _respond(curvatures: Sequence[Curvature | Coupled], gradient: SumGradient, onto: Shelf) -> None:
+    """Each R times a set's mean gradient, behind the others; the gradient is emptied on the way."""
+    layered = [curvature for curvature in curvatures if not isinstance(curvature, Coupled)]
+    for curvature in curvatures:
+        if isinstance(curvature, Coupled):
+            for name, matrix in curvature.respond_all(gradient.mean()).items():
+                onto.append(name, matrix.to(gradient.matrices[name]))
+    for layer in layered[0].layers if layered else []:
         mean = gradient.matrices.pop(layer.name) / gradient.supervised
-        onto.append(layer.name, curvature.respond(layer.name, mean))
+        for curvature in layered:
+            onto.append(layer.name, curvature.respond(layer.name, mean))
 
 
 def _curvature_part(settings: config.Influence, layers: Sequence[Layer], drawn: Sequence[Sample]) -> float:
@@ -313,8 +400,10 @@ def _scratch(
     return scratch or Path(tempfile.gettempdir())
 
 
-def _rows(found: RowDots, products: Array, fraction: float) -> Rows:
-    return Rows(products, found.rows.supervised.double().numpy(), found.rows.weights.numpy(), fraction)
+def _rows(found: RowDots, products: Array, sample: Sample) -> NamedRows:
+    named = (row_id.removeprefix(f"{sample.prefix}/") for row_id in found.rows.row_ids)
+    rows = Rows(products, found.rows.supervised.double().numpy(), found.rows.weights.numpy(), sample.fraction)
+    return NamedRows(tuple(named), found.rows.sums.double().numpy(), rows)
 
 
 def _counted(progress: Progress | None, parts: int) -> Progress | None:
