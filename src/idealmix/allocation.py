@@ -17,7 +17,7 @@ from idealmix import config
 from idealmix.certainty import holm, p_text, p_value
 from idealmix.errors import InputError
 from idealmix.slopes import Limit, Mask, Slopes, chosen
-from idealmix.volumes import Array, fill, row_bounds, whole_rows
+from idealmix.volumes import Array, fill, nearest, row_bounds, whole_rows
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def allocate(
     ]
     notes = ["stays: its influence's error is not known" if u else note for u, note in zip(unknown, notes)]
     movers = ~np.isnan(slope) & ~gated & (slope != 0)
-    beta = np.where(movers, -m * slope / np.max(np.abs(slope[movers]), initial=1e-300), 0.0)
+    beta = np.where(movers, -m * (slope / np.max(np.abs(slope[movers]), initial=1e-300)), 0.0)
 
     if not hold:
         total = float(np.clip((1 + beta) * volume, 0, settings.max_repeats * size * weight).sum())
@@ -198,7 +198,7 @@ def allocate(
         wanted = n + change / weight
         rows[moved] = whole_rows(wanted[moved], weight[moved], left, low[moved], high[moved])
     elif moved.any():
-        rows[moved] = np.clip(np.floor(n + change / weight + 0.5), lower, upper)[moved]
+        rows[moved] = np.clip(nearest(n + change / weight), lower, upper)[moved]
 
     real = np.where(n > 0, rows / np.maximum(n, 1) - 1, 0.0)
     moves = {

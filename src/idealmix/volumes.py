@@ -42,6 +42,11 @@ def fill(weights: Array, lower: Array, upper: Array, total: float) -> Array:
     return np.clip(f * weights, lower, upper)
 
 
+def nearest(rows: Array) -> Array:
+    """Whole numbers; halves go up, also those that rounding errors put a trifle below: every machine rounds alike."""
+    return np.floor(rows + (0.5 + _EPS))
+
+
 def whole_rows(rows: Array, per_row: Array, total: float, lower: Array, upper: Array) -> NDArray[np.int64]:
     """Integer rows near `rows` whose volumes sum to `total` as nearly as whole rows allow.
 
@@ -58,7 +63,7 @@ def whole_rows(rows: Array, per_row: Array, total: float, lower: Array, upper: A
     out, left = lower.astype(np.int64), total - float(rows @ per_row)
     for i in np.argsort(-per_row, kind="stable"):
         wanted = rows[i] + left / per_row[i]
-        out[i] = np.clip(np.floor(wanted + 0.5), lower[i], upper[i])
+        out[i] = np.clip(nearest(wanted), lower[i], upper[i])
         left = (wanted - out[i]) * per_row[i]
     return out
 
