@@ -115,7 +115,7 @@ def test_subsets_and_workers(tmp_path):
     assert (part.name, part.ids, part.row(0)) == ("part", ["row/4", "row/2"], row)
     assert part.tokens.tolist() == pool.tokens[[4, 2]].tolist()
     assert part.conversation(1) == pool.conversation(2)
-    assert part.prompt_keys == [pool.prompt_keys[4], pool.prompt_keys[2]]
+    assert part.prompt_keys.tolist() == [pool.prompt_keys[4], pool.prompt_keys[2]]
     assert len(pool.subset([])) == 0
     del pool
     gc.collect()

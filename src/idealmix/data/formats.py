@@ -48,28 +48,32 @@ class Reading:
 
     def __iter__(self) -> Iterator[Conversation]:
         self.shapes.clear()
-        places: dict[str, str] = {}
-        for place, row in self._rows():
+        numbers: dict[str, int] = {}  # of the rows by id; their places would take three times the memory
+        for number, (place, row) in enumerate(self._rows()):
             found = shaped(row, place)
             self.shapes[found.shape] += 1
             self.unused |= found.unused
             conversation = Conversation("", found.messages, found.tools, found.text)
             if "id" in row:
                 row_id = _given_id(row["id"], place)
-                if row_id in places:
+                if row_id in numbers:
                     raise InputError(
-                        f"the id {row_id!r} is given twice; it also stands at {places[row_id]}",
+                        f"the id {row_id!r} is given twice; it also stands at {self._place(numbers[row_id])}",
                         where=place,
                         mend="give each row its own id, or leave the ids out: they are then made from the content",
                     )
             else:
-                row_id = _unique(hashlib.sha256(conversation.to_json().encode()).hexdigest()[:16], places)
-            places[row_id] = place
+                row_id = _unique(hashlib.sha256(conversation.to_json().encode()).hexdigest()[:16], numbers)
+            numbers[row_id] = number
             yield Conversation(row_id, found.messages, found.tools, found.text)
-        if not places:
+        if not numbers:
             raise InputError(
                 "there are no rows in it", where=self.source.path, mend="give a file with at least one row"
             )
+
+    def _place(self, number: int) -> str:
+        """Where a row stands, by reading up to it again."""
+        return next(place for at, (place, _) in enumerate(self._rows()) if at == number)
 
     def _rows(self) -> Rows:
         if isinstance(self._found, list):

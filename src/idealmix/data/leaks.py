@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from itertools import product
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from idealmix.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,7 +33,7 @@ def check_leaks(
         kind: [(f"{kind}.{name}", pool) for name, pool in pools.items()]
         for kind, pools in (("domains", domains), ("references", references), ("tests", tests))
     }
-    keys = {label: set(pool.prompt_keys) for pools in named.values() for label, pool in pools}
+    keys = {label: np.unique(pool.prompt_keys) for pools in named.values() for label, pool in pools}
     pairs = [
         *product(named["references"] + named["tests"], named["domains"]),
         *product(named["references"], named["tests"]),
@@ -38,7 +41,7 @@ def check_leaks(
     found = [
         _overlap(label, pool, other_label, other, shared)
         for (label, pool), (other_label, other) in pairs
-        if (shared := keys[label] & keys[other_label])
+        if (shared := np.intersect1d(keys[label], keys[other_label], assume_unique=True)).size
     ]
     if found:
         raise InputError(
@@ -48,7 +51,7 @@ def check_leaks(
         )
 
 
-def _overlap(label: str, pool: Pool, other_label: str, other: Pool, shared: set[str]) -> str:
+def _overlap(label: str, pool: Pool, other_label: str, other: Pool, shared: NDArray[np.bytes_]) -> str:
     mine, theirs = _rows(pool, shared), _rows(other, shared)
     return (
         f"{len(mine):,} of {len(pool):,} rows of {label} stand in {other_label} ({len(theirs):,} rows there): "
@@ -56,8 +59,8 @@ def _overlap(label: str, pool: Pool, other_label: str, other: Pool, shared: set[
     )
 
 
-def _rows(pool: Pool, shared: set[str]) -> list[str]:
-    return [row_id for row_id, key in zip(pool.ids, pool.prompt_keys, strict=True) if key in shared]
+def _rows(pool: Pool, shared: NDArray[np.bytes_]) -> list[str]:
+    return [pool.ids[number] for number in np.flatnonzero(np.isin(pool.prompt_keys, shared))]
 
 
 def _listed(ids: list[str]) -> str:

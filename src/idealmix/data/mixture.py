@@ -189,9 +189,9 @@ def drawn_order(pool: Pool, seed: int, name: str) -> NDArray[np.int64]:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON; NaN is refused, since JSON has none."""
     try:
-        path.write_text(
-            json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-        )
+        with path.open("w", encoding="utf-8") as stream:  # in pieces: a mixture may have millions of ids
+            json.dump(content, stream, indent=1, ensure_ascii=False, allow_nan=False)
+            stream.write("\n")
     except OSError as error:
         raise IdealmixError(f"cannot be written: {error.strerror}", where=str(path)) from error
 

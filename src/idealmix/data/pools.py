@@ -87,7 +87,7 @@ class Pool:
         self._data, self._store = data, store
         self._tokenised = data.select_columns(["id", "input_ids", "labels"])
         self._written = data.select_columns(["id", "conversation"])
-        self.ids: list[str] = self._column("id")
+        self.ids: list[str] = [row_id for batch in self._batches("id") for row_id in batch]
         counts = data.select_columns(["supervised"]).with_format("numpy")[:]["supervised"]
         self.supervised: NDArray[np.int64] = np.asarray(counts, np.int64)
         self.tokens: NDArray[np.int64] = self._lengths()
@@ -114,22 +114,29 @@ class Pool:
         return {row_id: number for number, row_id in enumerate(self.ids)}
 
     @cached_property
-    def prompt_keys(self) -> list[str]:
-        """(N,) hashes of the folded prompts."""
-        return self._column("prompt_key")
+    def prompt_keys(self) -> NDArray[np.bytes_]:
+        """(N,) hashes of the folded prompts, 32 bytes each: as strings millions of them would fill memory."""
+        return np.concatenate(
+            [np.zeros(0, "S32"), *(np.array(keys, "S32") for keys in self._batches("prompt_key"))]
+        )
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the rows in order: ids, conversations, token ids and labels."""
-        return hashlib.sha256("\n".join(self._column("digest")).encode()).hexdigest()
+        digest = hashlib.sha256()
+        for number, batch in enumerate(self._batches("digest")):
+            digest.update((("\n" if number else "") + "\n".join(batch)).encode())
+        return digest.hexdigest()
 
     def subset(self, indices: ArrayLike, name: str | None = None) -> Pool:
         """The rows at `indices` (unique), in that order, on the same file."""
         chosen = np.asarray(indices, np.int64)
         return Pool(name or self.name, self._data.select(chosen), self.report, self._store)
 
-    def _column(self, name: str) -> list[Any]:
-        return self._data.select_columns([name])[:][name]
+    def _batches(self, name: str) -> Iterator[list[Any]]:
+        """A column, a thousand rows at a time."""
+        for batch in self._data.select_columns([name]).iter(1000):
+            yield batch[name]
 
     def _lengths(self) -> NDArray[np.int64]:
         ids = self._data.select_columns(["input_ids"]).with_format("arrow")
@@ -162,7 +169,7 @@ def load_pool(name: str, source: config.Source, encoder: Encoder, *, seed: int) 
             mend="raise training.max_length, or shorten the prompts",
         )
     pool = Pool(name, store.data, report, store)
-    report.repeated_prompts = len(pool) - len(set(pool.prompt_keys))
+    report.repeated_prompts = len(pool) - len(np.unique(pool.prompt_keys))
     raw = reading.shapes["text"]
     report.warnings = [
         sentence
