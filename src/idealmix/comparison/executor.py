@@ -121,6 +121,11 @@ class Executor:
         self._trained: dict[str, tuple[Mixed, Trained]] = {}
         self._proxies = 0
 
+    @property
+    def spent(self) -> Mapping[str, Spent]:
+        """Everything that was done so far, by name: trainings, influence stages, proxies."""
+        return dict(self._ledger.spent)
+
     def search(self, method: Method) -> list[Proposal]:
         """Ask and tell until the method returns; its mixtures.
 
@@ -144,7 +149,7 @@ class Executor:
         """The search, then the final trainings."""
         proposals = self.search(method)
         finals = [self.final(proposal) for proposal in proposals]
-        spent = dict(self._ledger.spent)
+        spent = self.spent
         ends = {self.phases.place(final.trained) for final in finals}
         before = [one for name, one in spent.items() if name not in ends]
         search = Spent("search", sum(one.epochs for one in before), sum(one.seconds for one in before))

@@ -1,0 +1,125 @@
+"""The share of the gap from joint to the best known mixture that a method closes, with its error.
+
+Flows in: test figures of joint, of the best mixtures and of a method, by fresh seed. Flows out: plain JSON data and a
+Markdown table. Pure arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.oracle_methods import BEST, ORDER
+from idealmix.comparison.figures import paired
+
+FIGURES = ("loss", "score")
+"""Test loss, nats a supervised token, lower is better; exact match, 0 to 1, higher is better. Means over the test sets."""
+
+
+def closed(
+    joint: Sequence[float], method: Sequence[Sequence[float]], best: Sequence[float]
+) -> dict[str, Any]:
+    """(joint - method) / (joint - best), paired by seed; the same for a figure of which more is better.
+
+    The error over k seeds is the delta method's, sd(a - r b) / (|mean b| sqrt k) with a and b the two differences of a
+    seed: what a method shares with joint and best at a seed falls out. Where the search was done several times, the
+    spread of the shares between searches is added.
+
+    Args:
+        joint, best: (k,) by fresh seed, k at least 2.
+        method: (searches, k).
+    """
+    start, found, goal = np.asarray(joint), np.asarray(method), np.asarray(best)
+    gap = start - goal
+    each = (start - found).mean(axis=1) / gap.mean()
+    residual = (start - found.mean(axis=0)) - each.mean() * gap
+    variance = float(np.var(residual, ddof=1)) / len(start) / float(gap.mean()) ** 2
+    if len(each) > 1:
+        variance += float(np.var(each, ddof=1)) / len(each)
+    return {
+        "gap_closed": float(each.mean()),
+        "standard_error": math.sqrt(variance),
+        "by_search": each.tolist(),
+    }
+
+
+def of_suite(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What one suite showed: the gap over its noise, then every method that was measured so far."""
+    rows = record["rows"]
+    out: dict[str, Any] = {key: record[key] for key in ("suite", "generator_seed", "budget", "seeds")}
+    start, best = rows["joint"], rows.get(BEST)
+    if best is None:
+        return {**out, "methods": {}}
+    for key in FIGURES:
+        joint, goal = np.array(start[key][0]), np.array(best[key][0])
+        noise = max(float(joint.std(ddof=1)), float(goal.std(ddof=1)))
+        out[f"{key}_gap"] = {
+            "joint": float(joint.mean()),
+            "best": float(goal.mean()),
+            "gap": float(joint.mean() - goal.mean()),
+            "sd": noise,
+            "gap_over_sd": float(abs(joint.mean() - goal.mean()) / noise),
+        }
+    methods = {}
+    for name in (name for name in ORDER if name in rows):
+        row = rows[name]
+        found = {key: closed(start[key][0], row[key], best[key][0]) for key in FIGURES}
+        methods[name] = {
+            **found["loss"],
+            "cost_epochs": float(np.mean([search["epochs"] for search in row["searches"]])),
+            "score": found["score"],
+            "than_joint": {
+                key: paired(np.mean(row[key], axis=0).tolist(), start[key][0], lower_is_better=key == "loss")
+                for key in FIGURES
+            },
+            "searches": row["searches"],
+        }
+    return {**out, "methods": methods}
+
+
+def headline(suites: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """For every method that all suites have: its smallest share over suites, with that suite's error and cost."""
+    found = [suite["methods"] for suite in suites if suite["methods"]]
+    out: dict[str, Any] = {}
+    for name in (name for name in ORDER if found and all(name in methods for methods in found)):
+        lowest = min(found, key=lambda methods: methods[name]["gap_closed"])[name]
+        score = min((methods[name]["score"] for methods in found), key=lambda each: each["gap_closed"])
+        out[name] = {
+            **{key: lowest[key] for key in ("gap_closed", "standard_error", "cost_epochs")},
+            "score": {key: score[key] for key in ("gap_closed", "standard_error")},
+            "suites": len(found),
+        }
+    return out
+
+
+def table(suite: Mapping[str, Any]) -> str:
+    """One suite as Markdown, the largest share first."""
+    lines = [
+        "| method | gap closed, loss | gap closed, score | minus joint, loss | than joint | search, epochs | mixture |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    methods = suite["methods"]
+    for name in sorted(methods, key=lambda name: -methods[name]["gap_closed"]):
+        row = methods[name]
+        against = row["than_joint"]["loss"]
+        score = row["score"]
+        cells = [
+            name,
+            f"{row['gap_closed']:.2f} ± {row['standard_error']:.2f}",
+            f"{score['gap_closed']:.2f} ± {score['standard_error']:.2f}",
+            "" if name == "joint" else f"{against['value']:+.4f} ± {against['se']:.4f}".replace("-", "−"),
+            "" if name == "joint" else against["verdict"],
+            f"{row['cost_epochs']:.1f}",
+            _mixture(row["searches"]),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _mixture(searches: Sequence[Mapping[str, Any]]) -> str:
+    """Mean shares in per cent, over searches and the mixtures that each ended with."""
+    every = [shares for search in searches for shares in search["shares"]]
+    return " / ".join(f"{100 * float(np.mean([shares[name] for shares in every])):.0f}" for name in every[0])
