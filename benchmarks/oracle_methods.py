@@ -17,8 +17,8 @@ BEST = "best of a wide search"
 ORDER = (
     "joint",
     "uniform",
-    BEST,
     "ideal",
+    BEST,
     "drop worst, rest equal",
     "random",
     "temperature",
