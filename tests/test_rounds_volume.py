@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from types import SimpleNamespace
 
 import numpy as np
@@ -70,3 +71,31 @@ def test_nothing_moves_when_nobody_moved() -> None:
     data = pools(0, [30, 50])
     before = {"d0": 20, "d1": 20}
     assert Drawn(data, "tokens", 5).hold(step(before, before), 1.0, 3).counts == before  # type: ignore[arg-type]
+
+
+def decoded(text: str) -> list[int]:
+    """LEB128, by hand."""
+    found, number, shift = [], 0, 0
+    for byte in base64.b64decode(text):
+        number |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            found.append(number)
+            number = shift = 0
+    return found
+
+
+def test_draw_json_holds_every_prefix() -> None:
+    data = pools(3, [40, 7])
+    drawn = Drawn(data, "tokens", 5)
+    for name, told in drawn.to_json().items():
+        steps = decoded(told["increments"])
+        assert told["rows"] == len(data[name])
+        assert [drawn.amount({name: n}) for n in range(len(steps) + 1)] == [0, *np.cumsum(steps)]
+        assert max(steps) > 127
+    # 47 rows, at most 10 sums: every fifth prefix, and the whole pool
+    for name, told in drawn.to_json(most=10).items():
+        places = [*range(0, told["rows"], told["stride"]), told["rows"]]
+        assert told["stride"] == 5
+        sums = [0, *np.cumsum(decoded(told["increments"]))]
+        assert sums == [drawn.amount({name: n}) for n in places]

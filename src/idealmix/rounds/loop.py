@@ -259,8 +259,15 @@ def _sizes(inputs: Inputs) -> dict[str, int]:
 
 
 def finish(story: Story, inputs: Inputs, folder: RunFolder) -> dict[str, Any]:
-    """Write ``manifest.json``, ``result.json`` and the report; returns the result."""
+    """Write ``manifest.json``, ``draw.json``, ``result.json`` and the report; returns the result."""
     content = result.assemble(story, inputs, folder)
+    unit, seed = story.config.allocation.budget.unit, story.config.seed
+    drawn = Drawn(inputs.domains, unit, seed)
+    amount = drawn.amount(story.rounds[0].mixed.mixture.counts)
+    write_json(
+        folder.path / "draw.json",
+        {"format": 1, "unit": unit, "seed": seed, "amount": amount, "domains": drawn.to_json()},
+    )
     write_json(folder.path / "manifest.json", result.manifest(story, inputs))
     write_json(folder.path / "result.json", content)
     from idealmix.report.page import write

@@ -6,9 +6,11 @@ differ in length, so counts that hold it on average can miss it by some per cent
 
 from __future__ import annotations
 
+import base64
 import bisect
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +41,22 @@ class Drawn:
         self._sums = {
             name: np.concatenate([[0], np.cumsum(row_volumes(pool, unit)[drawn_order(pool, seed, name)])])
             for name, pool in pools.items()
+        }
+
+    def to_json(self, most: int = 150_000) -> dict[str, Any]:
+        """What ``draw.json`` holds of each domain: its prefix sums, from which any count's volume follows.
+
+        ``increments`` are between every ``stride``-th prefix (and the whole pool at the end): unsigned LEB128 numbers in
+        base64. The stride is 1, and counts are exact, unless the pools have more than `most` rows in all.
+        """
+        stride = -(-sum(len(pool) for pool in self._pools.values()) // most)
+        return {
+            name: {
+                "rows": len(pool),
+                "stride": stride,
+                "increments": _packed(np.diff(self._sums[name][_every(len(pool), stride)])),
+            }
+            for name, pool in self._pools.items()
         }
 
     def amount(self, counts: Mapping[str, int]) -> int:
@@ -84,3 +102,18 @@ class Drawn:
             for name, move in step.moves.items()
         }
         return replace(step, moves=moves, amount_after=float(self.amount(counts)))
+
+
+def _every(rows: int, stride: int) -> np.ndarray:
+    """Places of the prefixes that are kept: none of the rows, every `stride`-th, all."""
+    return np.unique(np.append(np.arange(0, rows, stride), rows))
+
+
+def _packed(numbers: np.ndarray) -> str:
+    out = bytearray()
+    for number in numbers.tolist():
+        while number > 127:
+            out.append(number & 127 | 128)
+            number >>= 7
+        out.append(number)
+    return base64.b64encode(out).decode()
