@@ -43,6 +43,10 @@ BLOCKS = {
     "`influence`": (config.Influence, ""),
     "`allocation`": (config.Allocation, ""),
     "`allocation.budget`": (config.Budget, ""),
+    "`search`": (
+        config.Search,
+        "The rounds run under `<output>/search`; rows keep their proportions when the mixture is trained in full.",
+    ),
 }
 
 

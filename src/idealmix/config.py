@@ -184,6 +184,22 @@ class Allocation(Settings):
     replicates: int = Field(2, ge=0, description="extra seeds of round 0: the seed's share of the error")
 
 
+class Search(Settings):
+    """Where the mixture is looked for, when not at full size; it is then trained once with the run's own settings."""
+
+    model: str | None = Field(
+        None, min_length=1, description="a smaller model to search with; null: the run's own"
+    )
+    fraction: float = Field(0.1, gt=0, le=1, description="of the budget that each training of the search has")
+    lora: bool = Field(False, description="search with low-rank adapters")
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="the search's own, for adapters or another model; null: the run's",
+    )
+
+
 def _none_is_empty(value: Any) -> Any:
     return {} if value is None else value
 
@@ -224,5 +240,9 @@ class Config(Settings):
     training: Training = Field(Training(), description="how a mixture is trained")
     influence: Influence = Field(Influence(), description="how influence is measured")
     allocation: Allocation = Field(Allocation(), description="how counts follow from influence")
+    search: Search | None = Field(
+        None,
+        description="look for the mixture on a smaller model or a part of the budget; null: at full size",
+    )
     seed: int = Field(0, ge=0, description="of every draw, order and sample")
     output: str = Field("runs/my-run", description="the run folder")

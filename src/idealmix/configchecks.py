@@ -251,6 +251,13 @@ def _cross_checks(config: Config) -> Iterator[Problem]:
             ("influence", "response"),
             "'finite' needs the optimiser's record, which backend: command does not give; use converged",
         )
+    if config.search and not config.allocation.budget.hold:
+        yield (
+            ("search",),
+            "a search at another size needs a held budget to carry its mixture over; set allocation.budget.hold to true",
+        )
+    if config.search and config.search.lora and config.training.backend == "command":
+        yield ("search", "lora"), "an outside command trains what it trains: adapters need backend: trl"
     if config.method == "ideal-paper":
         defaults = Config.model_validate({**_least(config), "method": "ideal"})
         for location, wanted in PAPER.items():

@@ -124,6 +124,8 @@ def resolve(config: Config, folder: Path) -> Config:
         for source in data[block].values():
             source["path"] = _absolute(source["path"], folder)
     data["model"] = _absolute(data["model"], folder)
+    if data["search"] and data["search"]["model"]:
+        data["search"]["model"] = _absolute(data["search"]["model"], folder)
     data["output"] = str((folder / Path(data["output"]).expanduser()).resolve())
     if config.method == "ideal-paper":
         for location, value in PAPER.items():

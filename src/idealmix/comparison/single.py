@@ -37,6 +37,10 @@ def run_any(config: Config, watch: Watch, team: Team | None = None) -> dict[str,
             not end in one mixture, or the folder holds another run.
         IdealmixError: a phase failed; what was finished is kept.
     """
+    if config.search:
+        from idealmix.comparison.smaller import run_smaller  # it comes back here for the search
+
+        return run_smaller(config, watch, team)
     if config.method in ("ideal", "ideal-paper"):
         return run_rounds(config, watch, team)
     method = load_method(config.method, config.methods.get(config.method))
