@@ -19,7 +19,7 @@ ORDER = (
     "uniform",
     "ideal",
     BEST,
-    "drop worst, rest equal",
+    "drop-worst",
     "random",
     "temperature",
     "doge",
@@ -98,7 +98,7 @@ def made(name: str, problem: Problem, epochs: float | None) -> Method:
     """
     if name == BEST:
         return WideSearch()
-    if name == "drop worst, rest equal":
+    if name == "drop-worst":
         return DropWorst()
     if name not in EQUAL_COST:
         # the paper's interval of 50 steps would give one reward in a training this short

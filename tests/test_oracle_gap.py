@@ -130,6 +130,7 @@ def test_dmo_costs_what_is_said() -> None:
 
 
 def test_every_row_can_be_made() -> None:
+    assert tuple(",".join(ORDER).split(",")) == ORDER  # as the command line takes them
     assert len(set(ORDER)) == len(ORDER)
     for name in ORDER:
         assert callable(made(name, problem(), 3.0).search)
