@@ -220,32 +220,48 @@ def plan(
 @app.command()
 def diagnose(
     config: ConfigFile,
+    conflict: Annotated[bool, typer.Option("--conflict", help="Who helps and who hurts whom.")] = False,
+    noise: Annotated[
+        bool, typer.Option("--noise", help="The most helpful and the most harmful training rows.")
+    ] = False,
     fidelity: Annotated[
-        bool, typer.Option("--fidelity", help="Compare the curvatures with the exact one at the best round.")
+        bool, typer.Option("--fidelity", help="How near the curvatures come to the exact one.")
     ] = False,
     rows: Annotated[
-        int, typer.Option("--rows", min=2, help="Rows of each domain and reference set, at most.")
-    ] = 24,
+        int | None,
+        typer.Option(
+            "--rows",
+            min=2,
+            help="--noise: rows listed of each domain (10); --fidelity: rows of each set, at most (24).",
+        ),
+    ] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell how far a finished run's influence can be believed.
+    """Answer one question about a run at its best round; without a run, train round 0 and ask there.
 
-    --fidelity solves one linear system for each reference set, each by some tens to hundreds of passes over the sampled
-    rows: minutes for a model of a million parameters, out of reach for billions.
+    All but --fidelity cost about one influence stage. --fidelity solves one linear system for each reference set, each by
+    some tens to hundreds of passes over the sampled rows: minutes for a model of a million parameters, out of reach for
+    billions.
     """
-    if not fidelity:
-        raise InputError("nothing to diagnose was chosen", mend="give --fidelity")
+    asked = {"conflict": conflict, "noise": noise, "fidelity": fidelity}
+    chosen = [name for name, given in asked.items() if given]
+    if len(chosen) != 1:
+        raise InputError(
+            f"{'nothing' if not chosen else 'more than one question'} to diagnose was chosen",
+            mend=f"give one of {', '.join(f'--{name}' for name in asked)}",
+        )
     from idealmix import configfile
-    from idealmix.diagnose import fidelity_of_run, show
+    from idealmix.diagnose.command import diagnose as ask
 
     settings = configfile.load(config, overrides or [])
     with _watching(as_json) as (terminal, _), _located(config):
-        found = fidelity_of_run(settings, rows, terminal)
+        answer, page = ask(settings, chosen[0], terminal, rows)
+        answer.show(terminal)
     if as_json:
-        _print_json(found.to_json())
+        _print_json(answer.to_json())
     else:
-        show(found, terminal)
+        typer.echo(f"figures  {page.parent / f'{answer.question}.json'}\npage     {page}")
 
 
 @app.command()

@@ -1,0 +1,186 @@
+"""The trained model that a question is asked of: the best round of a run, or round 0, trained for it.
+
+Flows in: a configuration. Flows out: a `Checkpoint`, which measures influence with the rows behind it, and tells the
+step that the loop would take. A round 0 that is trained here is the run's own: `idealmix run` goes on from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from idealmix.allocation import Allocation, allocate
+from idealmix.config import Config
+from idealmix.data.mixture import Mixture
+from idealmix.evaluation.set_loss import SetLoss
+from idealmix.influence_matrix import InfluenceMatrix
+from idealmix.influence_rows import Measured
+from idealmix.influence_stage import measure_rows
+from idealmix.rounds.folder import RunFolder, read_json
+from idealmix.rounds.goal import Goal
+from idealmix.rounds.inputs import Inputs, load_inputs
+from idealmix.rounds.loop import claim, slopes_of, start_mixture_counts
+from idealmix.rounds.phases import Phases, device, memory_errors
+from idealmix.rounds.team import Team
+from idealmix.rounds.volume import Drawn, mean_volumes
+from idealmix.rounds.watch import Watch
+from idealmix.training.model import computing_dtype, load_model
+from idealmix.training.record import TrainingRecord
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One trained round.
+
+    Attributes:
+        config: of the run.
+        inputs: its data.
+        index: the round's.
+        mixture: what it was trained on.
+        record: of the training.
+        folder: where the training lies.
+        weights: dO/dL_q of the objective by reference set, at this round.
+        watch: told what is done.
+    """
+
+    config: Config
+    inputs: Inputs
+    index: int
+    mixture: Mixture
+    record: TrainingRecord
+    folder: Path
+    weights: dict[str, float]
+    watch: Watch
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """On its device, in what it computes in."""
+        dtype = self.record.dtype or computing_dtype(self.config.model, self.config.training.dtype)
+        return load_model(self.record.model_folder(self.folder), dtype).to(device())
+
+    def measure(
+        self,
+        step: str,
+        *,
+        seed: int | None = None,
+        dampings: Sequence[float] = (),
+        all_unused: bool = False,
+        **settings: Any,
+    ) -> list[Measured]:
+        """One influence stage: `measure_rows` with the configuration's settings, some of them changed."""
+        self.watch.begin(step)
+        with memory_errors(step):
+            found = measure_rows(
+                self.model,
+                self.mixture,
+                self.inputs.domains,
+                self.inputs.gradient_halves,
+                self.config.influence.model_copy(update=settings),
+                record=self.record,
+                folder=self.folder,
+                seed=self.config.seed if seed is None else seed,
+                progress=self.watch.advance,
+                dampings=dampings,
+                all_unused=all_unused,
+            )
+        self.watch.end(0.0, reused=False)
+        return found
+
+    def step(self, matrix: InfluenceMatrix) -> Allocation:
+        """The step from this mixture that the loop would take by a matrix (no-regression limits are left out)."""
+        settings, unit = self.config.allocation, self.config.allocation.budget.unit
+        slopes = slopes_of(matrix, self.weights)
+        if self.config.method == "ideal-paper":  # gradients of the rows that were trained on, for growth too
+            none = np.full(len(slopes.domains), np.nan)
+            slopes = replace(slopes, growth=none, growth_se=none, growth_dof=none)
+        counts = self.mixture.counts
+        sizes = {name: len(pool) for name, pool in self.inputs.domains.items()}
+        step = allocate(counts, sizes, mean_volumes(self.inputs.domains, unit), slopes, settings)
+        if not settings.budget.hold:
+            return step
+        return self._drawn.hold(step, self._drawn.amount(counts), settings.max_repeats)
+
+    def shares(self, counts: Mapping[str, int]) -> dict[str, float]:
+        """Each domain's share of the volume of these counts, in the budget's unit."""
+        per_row = mean_volumes(self.inputs.domains, self.config.allocation.budget.unit)
+        volumes = {name: count * per_row[name] for name, count in counts.items()}
+        return {name: volume / sum(volumes.values()) for name, volume in volumes.items()}
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """For an answer: what was asked."""
+        settings = self.config.influence
+        damped = f", damping {settings.damping:g}" if settings.curvature != "identity" else ""
+        return {
+            "Round": f"{self.index}, trained on {self.record.rows:,} rows, {self.record.tokens:,} tokens",
+            "Influence": f"{settings.curvature}, {settings.response}{damped}, seed {self.config.seed}",
+            "Reference rows": ", ".join(
+                f"{name} {len(pool):,}" for name, pool in self.inputs.gradient_halves.items()
+            )
+            + " (the halves that give gradients)",
+        }
+
+    @cached_property
+    def _drawn(self) -> Drawn:
+        return Drawn(self.inputs.domains, self.config.allocation.budget.unit, self.config.seed)
+
+
+def find(config: Config, watch: Watch) -> Checkpoint:
+    """The best round of the run in the output folder; without a finished run its round 0, trained if it is not there.
+
+    Raises:
+        InputError: the data or the configuration is wrong, or the folder holds an unfinished run of another configuration.
+        IdealmixError: the training failed, or another process works on the folder.
+    """
+    folder = Path(config.output)
+    watch.begin("reading the data")
+    inputs = load_inputs(config, watch)
+    watch.end(0.0, reused=False)
+    index = read_json(folder / "result.json")["best"] if (folder / "result.json").is_file() else None
+    where = folder / f"round-{index or 0}"
+    if index is None or not (where / "train" / "record.json").is_file():
+        where, index = _train(config, inputs, watch), 0
+    return Checkpoint(
+        config=config,
+        inputs=inputs,
+        index=index,
+        mixture=Mixture.read(where / "mixture.json", inputs.domains),
+        record=TrainingRecord.read(where / "train" / "record.json"),
+        folder=where / "train",
+        weights=_weights(config, where),
+        watch=watch,
+    )
+
+
+def _train(config: Config, inputs: Inputs, watch: Watch) -> Path:
+    """Round 0, mixed, trained and evaluated by the run's own phases, so that a run finds them done."""
+    folder = RunFolder(Path(config.output), watch.warn)
+    with contextlib.ExitStack() as held:
+        claim(folder, config, held)
+        phases = Phases(config, inputs, folder, Team(), watch)
+        mixed = phases.mix("round-0", start_mixture_counts(config, inputs), config.seed)
+        trained = phases.train("round-0", mixed, config.seed, None)
+        phases.evaluate("round-0", trained)
+    return folder.path / "round-0"
+
+
+def _weights(config: Config, where: Path) -> dict[str, float]:
+    """dO/dL_q at a round; `relative` looks at round 0's losses too."""
+    losses = _deciding(where)
+    start = _deciding(where.parent / "round-0") if config.objective == "relative" else losses
+    weights = {name: source.weight for name, source in config.references.items()}
+    return Goal(config.objective, weights, start).gradient(losses)
+
+
+def _deciding(where: Path) -> dict[str, SetLoss]:
+    found = read_json(where / "evaluation.json")["deciding"]
+    return {name: SetLoss.from_json(loss) for name, loss in found.items()}

@@ -1,0 +1,99 @@
+"""`idealmix diagnose` as a user meets it: a folder without a run, a finished run, refusals, texts that are markup."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rounds_helpers import WORDS, project, swap, write_rows
+from typer.testing import CliRunner
+
+from idealmix import configfile
+from idealmix.cli import app
+from idealmix.data.conversation import Conversation
+from idealmix.diagnose.command import diagnose
+from idealmix.diagnose.noise import shortened
+from idealmix.diagnose.page import build
+from idealmix.errors import InputError
+from idealmix.rounds.loop import run_rounds
+from idealmix.rounds.watch import Silent
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project without a run; one row of it holds markup."""
+    folder = tmp_path_factory.mktemp("project")
+    project(folder)
+    hostile = [swap(a, b, "<script>alert(1)</script>") for a in WORDS for b in WORDS[:3]]
+    write_rows(folder / "hostile" / "train.jsonl", hostile)
+    text = (folder / "config.yaml").read_text(encoding="utf-8")
+    (folder / "config.yaml").write_text(
+        text.replace("domains:\n", "domains:\n  hostile: hostile/train.jsonl\n"), encoding="utf-8"
+    )
+    return folder
+
+
+def ask(folder: Path, question: str, rows: int | None = None) -> dict[str, Any]:
+    settings = configfile.load(folder / "config.yaml", [])
+    answer, page = diagnose(settings, question, Silent(), rows)
+    assert page.is_file()
+    stored = json.loads((page.parent / f"{question}.json").read_text(encoding="utf-8"))
+    assert stored == json.loads(json.dumps(answer.to_json()))
+    return stored
+
+
+def test_without_a_run_round_0_is_trained_and_is_the_runs_own(folder: Path) -> None:
+    found = ask(folder, "conflict")
+    pairs = {(r["domain"], r["reference"]) for r in found["figures"]["relations"]}
+    assert pairs == {(d, q) for d in ("hostile", "count", "swap") for q in ("count", "swap")}
+    trained = folder / "run" / "round-0" / "train" / "record.json"
+    before = trained.read_bytes()
+    noise = ask(folder, "noise", 4)
+    assert noise["figures"]["domains"]["count"]["rows"] == 140  # all of the pool, drawn or not
+    assert all(len(sides["harmful"]) <= 4 for sides in noise["figures"]["listed"].values())
+
+    result = run_rounds(configfile.load(folder / "config.yaml", []), Silent())
+    assert trained.read_bytes() == before
+    assert ask(folder, "conflict")["facts"]["Round"].startswith(f"{result['best']},")
+
+    page = (folder / "run" / "diagnose" / "diagnosis.html").read_text(encoding="utf-8")
+    assert "Who helps and who hurts whom" in page
+    assert "Helpful and harmful rows" in page
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_one_question_at_a_time(folder: Path) -> None:
+    for flags, said in (([], "nothing"), (["--noise", "--conflict"], "more than one question")):
+        done = CliRunner().invoke(app, ["diagnose", str(folder / "config.yaml"), *flags])
+        assert isinstance(done.exception, InputError)
+        assert said in done.exception.what
+        assert "--conflict" in str(done.exception.mend)
+
+
+def test_texts_are_one_short_line() -> None:
+    messages = [
+        {"role": "user", "content": "first\n\n line " + "x" * 500},
+        {"role": "assistant", "content": "an\x1b[31m answer"},
+    ]
+    text = shortened(Conversation("r", messages))
+    assert len(text) < 130
+    assert "\n" not in text
+    assert "\x1b" not in text
+    assert text.endswith("an [31m answer")
+    assert shortened(Conversation("r", [], text="raw\ttext")) == "raw text"
+
+
+def test_the_page_escapes_names_and_texts() -> None:
+    answer = {
+        "question": "noise",
+        "headline": "<b>x</b>",
+        "tables": [["<i>t</i>", ["row", "text"], [["<u>r</u>", "<script>"]]]],
+        "notes": [],
+        "figures": {},
+        "facts": {},
+    }
+    page = build([answer], "<run>")
+    assert not any(tag in page for tag in ("<b>", "<i>", "<u>", "<script", "<run>"))
