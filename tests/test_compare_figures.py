@@ -86,7 +86,7 @@ def test_tables_are_sorted_and_say_how_sure() -> None:
     assert [row[0] for row in rows] == ["good", "joint", "base"]
     assert rows[0][columns.index("than joint")] == "better"
     assert rows[1][columns.index("minus joint")] == ""
-    assert rows[0][columns.index("gain per epoch")] == "+0.2483"  # 0.4967 / 2
+    assert rows[0][columns.index("gain per extra epoch")] == "+0.2483"  # 0.4967 / 2
     one = gains(content(base=joint[:1], joint=joint[:1], good=good[:1]))
     assert "one seed: no error" in one[2][0]
     shares = comparison_tables(content(base=joint, joint=joint, good=[run(1, 1, 1, (0.2, 0.8))] * 3))[-1]

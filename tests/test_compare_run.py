@@ -223,7 +223,7 @@ def test_command_line(tmp_path: Path) -> None:
     asked = ("compare", str(path), "--seeds", "1", "--set", "methods.random.k=1", "--methods")
     shown = idealmix(*asked, "random")
     assert shown.returncode == 0, shown.stderr
-    assert "gain per epoch" in shown.stderr
+    assert "gain per extra epoch" in shown.stderr
     assert "comparison.html" in shown.stdout
     content = json.loads((tmp_path / "run" / "compare" / "comparison.json").read_text(encoding="utf-8"))
     assert list(content["methods"]) == ["base", "joint", "random"]

@@ -24,12 +24,14 @@ def build(content: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    picture, reach = _picture(content)
     return environment.get_template("comparison.html").render(
         content=content,
         words=words,
         headline=_headline(content),
         seeds=words.plural(len(content["seeds"]), "seed"),
-        picture=_picture(content),
+        picture=picture,
+        reach=reach,
         what=tables.HEADLINES[content["headline"]],
         tables=tables.comparison_tables(content),
     )
@@ -55,8 +57,8 @@ def _headline(content: Mapping[str, Any]) -> str:
     return f"{said[0].upper()}{said[1:]}."
 
 
-def _picture(content: Mapping[str, Any]) -> list[tuple[str, Markup]]:
-    """The headline's difference to joint of every other trained method, with its 95% interval over seeds."""
+def _picture(content: Mapping[str, Any]) -> tuple[list[tuple[str, Markup]], float]:
+    """The headline's difference to joint of every other trained method, with its 95% interval; and how far strips reach."""
     methods, headline = content["methods"], content["headline"]
     names = [name for name in tables.ordered(content) if name not in ("joint", "base")]
     differences = {name: methods[name]["figures"][headline]["difference"] for name in names}
@@ -66,4 +68,4 @@ def _picture(content: Mapping[str, Any]) -> list[tuple[str, Markup]]:
     for name, d in differences.items():
         label = f"{name}: {words.number(d['value'], 4, plus=True)} ({words.interval(d['value'], d['se'], d['dof'])})"
         drawn.append((name, figures.whisker(d["value"], halves[name], reach, d["verdict"], label)))
-    return drawn
+    return drawn, reach

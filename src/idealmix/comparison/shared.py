@@ -8,7 +8,7 @@ training is named by its counts, its seed and its steps; what belongs to one met
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -165,7 +165,7 @@ class SharedPhases(Phases):
 
         artifact = self._do(
             self._in_own(f"proxy-{number}.json"),
-            f"proxy-{number}: training a proxy for {steps:,} steps",
+            self._title("", f"training a proxy for {steps:,} steps"),
             {
                 **self._model_key(None),
                 "reference": reference.artifact.key if reference else None,
@@ -193,17 +193,9 @@ class SharedPhases(Phases):
         """Let go of the model that was loaded last."""
         self._loaded = None
 
-    def _do(
-        self,
-        name: str,
-        step: str,
-        inputs: Mapping[str, Any],
-        produce: Callable[[Path], Any],
-        *,
-        together: bool = False,
-    ) -> Artifact:
-        """A phase; the watch is told for whom, since a folder that is named by its content tells nobody anything."""
-        return super()._do(name, f"{self._label}: {step.split(': ')[-1]}", inputs, produce, together=together)
+    def _title(self, where: str, what: str) -> str:
+        """For whom, since a folder that is named by its content tells nobody anything."""
+        return f"{self._label}: {what}"
 
     def _training_key(self, mixed: Mixed, seed: int, steps: int | None) -> dict[str, Any]:
         """Steps are always said here, so no training depends on the number of processes, free volume or not."""

@@ -41,9 +41,9 @@ def gains(content: Mapping[str, Any]) -> Table:
         HEADLINES[headline],
         "minus joint",
         "than joint",
-        *(["mean score"] if scored else []),
+        *(["mean score, %"] if scored else []),
     ]
-    columns += ["search, epochs", "gain per epoch"]
+    columns += ["extra epochs", "gain per extra epoch"]
     rows = []
     for name in ordered(content):
         method = content["methods"][name]

@@ -80,7 +80,7 @@ class Phases:
         domains, limit = self.inputs.domains, self.config.allocation.max_repeats
         artifact = self._do(
             f"{where}/mixture.json",
-            f"{where}: drawing the mixture",
+            self._title(where, "drawing the mixture"),
             {
                 "counts": dict(counts),
                 "seed": seed,
@@ -110,7 +110,7 @@ class Phases:
 
         artifact = self._do(
             f"{where}/train",
-            f"{where}: training on {mixture.rows:,} rows",
+            self._title(where, f"training on {mixture.rows:,} rows"),
             self._training_key(mixed, seed, steps),
             produce,
             together=True,
@@ -121,7 +121,7 @@ class Phases:
         """Losses on the reference sets; `trained` None: of the base model."""
         artifact = self._do(
             f"{where}/evaluation.json",
-            f"{where}: evaluating",
+            self._title(where, "evaluating"),
             {**self._model_key(trained), **self._reference_key()},
             lambda part: write_json(part, self._evaluation(self._model(trained))),
         )
@@ -153,7 +153,7 @@ class Phases:
 
         artifact = self._do(
             where,
-            f"{where}: training with another seed",
+            self._title(where, "training with another seed"),
             {**self._training_key(mixed, seed, steps), **self._reference_key()},
             produce,
             together=True,
@@ -179,7 +179,7 @@ class Phases:
 
         artifact = self._do(
             f"{where}/influence.json",
-            f"{where}: measuring influence",
+            self._title(where, "measuring influence"),
             {
                 **self._model_key(trained),
                 "settings": settings.model_dump(mode="json"),
@@ -194,7 +194,7 @@ class Phases:
         """Write down what was allocated."""
         return self._do(
             f"{where}/allocation.json",
-            f"{where}: allocating",
+            self._title(where, "allocating"),
             {"content": content},
             lambda part: write_json(part, content),
         )
@@ -217,7 +217,7 @@ class Phases:
 
         artifact = self._do(
             f"{where}/tests.json",
-            f"{where}: scoring the test sets",
+            self._title(where, "scoring the test sets"),
             {
                 **self._model_key(trained),
                 "tests": self.inputs.digests("tests"),
@@ -234,12 +234,16 @@ class Phases:
         """Write the final mixture's rows: ``mixture/<domain>.jsonl`` and a manifest."""
         return self._do(
             where,
-            "writing the final mixture",
+            self._title("", "writing the final mixture"),
             {"mixture": mixed.artifact.key},
             lambda part: export_jsonl(mixed.mixture, part, self.inputs.domains),
         )
 
     # --- how a phase is done ---------------------------------------------------------------------------------
+
+    def _title(self, where: str, what: str) -> str:
+        """What the watch is told of a phase."""
+        return f"{where}: {what}" if where else what
 
     def _do(
         self,
