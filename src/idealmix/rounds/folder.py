@@ -3,10 +3,10 @@
 Flows in: a phase's name, what it depends on, and the function that produces it. Flows out: the artifact on disk
 (a file or a folder), whole or not there at all.
 
-A phase writes to ``<name>.part``; the part is renamed when it is complete, and the marker
-``.phases/<name>.json`` is written last. The marker holds the phase's key (the hash of its inputs, which include
-the keys of the phases before it), the hash of every file, and the seconds that it took. On resume a phase counts
-as done when key and hashes agree; anything else is done again, and the reason is told.
+A phase writes to ``<name>.part``; when that is complete its marker ``.phases/<name>.done`` is written, then the part
+is renamed. The marker holds the phase's key (the hash of its inputs, which include the keys of the phases before
+it), the hash of every file, and the seconds that it took. On resume a phase counts as done when key and hashes agree,
+whether or not the rename was reached; anything else is done again, and the reason is told. No clock decides anything.
 """
 
 from __future__ import annotations
@@ -25,9 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from idealmix.errors import IdealmixError, InputError
+from idealmix.training.disk import settle
 
 # Part of every key: raise it when the meaning of an artifact changes, so that old ones are not mixed in.
 FORMAT = 1
+
+# Behind a claim's key once its part is whole, but not hashed yet: hashing a checkpoint takes its time.
+_WRITTEN = "\nwritten\n"
 
 
 @dataclass(frozen=True)
@@ -115,27 +119,30 @@ class RunFolder:
         if (done := self.finished(name, key)) is not None:
             return done
         final = self.path / name
-        part, claim = final.with_name(final.name + ".part"), self._claim(name)
+        part, claim = self._part(name), self._claim(name)
+        begun = Begun(name, key, part, time.monotonic())
         with disk_errors(final):
-            if not (claim.exists() and claim.read_text(encoding="utf-8") == key):
+            left = claim.read_text(encoding="utf-8", errors="replace") if claim.exists() else ""
+            if left == key + _WRITTEN and part.exists():
+                return self.finish(begun)
+            if left != key:
                 remove(part)
             final.parent.mkdir(parents=True, exist_ok=True)
             write_text(claim, key)
             if not final.suffix:
                 part.mkdir(exist_ok=True)
-        return Begun(name, key, part, time.monotonic())
+        return begun
 
     def finish(self, begun: Begun) -> Artifact:
-        """Promote a written part: the rename, then the marker."""
+        """Promote a written part: claim, marker, rename; a kill between any two of them loses nothing."""
         final, marker = self.path / begun.name, self._marker(begun.name)
         with disk_errors(final):
-            marker.unlink(missing_ok=True)
-            remove(final)
-            os.replace(begun.part, final)
+            settle(begun.part)
+            write_text(self._claim(begun.name), begun.key + _WRITTEN)
             seconds = round(time.monotonic() - begun.started, 3)
             marker.parent.mkdir(parents=True, exist_ok=True)
-            write_json(marker, {"key": begun.key, "files": _hashes(final), "seconds": seconds})
-            self._claim(begun.name).unlink(missing_ok=True)
+            write_json(marker, {"key": begun.key, "files": _hashes(begun.part), "seconds": seconds})
+            self._promote(begun.name)
         return Artifact(final, begun.key, seconds, fresh=True)
 
     def finished(self, name: str, key: str) -> Artifact | None:
@@ -152,10 +159,19 @@ class RunFolder:
         if made_from != key:
             self._tell(f"{name}: its inputs have changed; doing this phase again")
             return None
-        if not final.exists() or _hashes(final) != files:
-            self._tell(f"{name}: the file on disk is damaged or was changed; doing this phase again")
-            return None
+        with disk_errors(final):
+            if _hashes(final) != files:
+                if _hashes(self._part(name)) != files:
+                    self._tell(f"{name}: the file on disk is damaged or was changed; doing this phase again")
+                    return None
+                self._promote(name)  # an earlier process ended between the marker and the rename
+            self._claim(name).unlink(missing_ok=True)
         return Artifact(final, key, seconds, fresh=False)
+
+    def _promote(self, name: str) -> None:
+        remove(self.path / name)
+        os.replace(self._part(name), self.path / name)
+        self._claim(name).unlink(missing_ok=True)
 
     def seconds(self) -> dict[str, float]:
         """Seconds that each finished phase took, by name."""
@@ -164,6 +180,9 @@ class RunFolder:
             marker.relative_to(root).as_posix().removesuffix(".done"): float(read_json(marker)["seconds"])
             for marker in sorted(root.rglob("*.done"))
         }
+
+    def _part(self, name: str) -> Path:
+        return self.path / f"{name}.part"
 
     def _claim(self, name: str) -> Path:
         return self.path / f"{name}.part.key"
@@ -218,8 +237,10 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _hashes(path: Path) -> dict[str, str]:
-    """SHA-256 of a file, or of every file in a folder, by relative path."""
+def _hashes(path: Path) -> dict[str, str] | None:
+    """SHA-256 of a file, or of every file in a folder, by relative path; None where there is nothing."""
+    if not path.exists():
+        return None
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     found = {}
     for file in files:
@@ -234,7 +255,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             what, mend = "the disk is full", "free some space, then run the same command again"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             what, mend = "this folder cannot be written", "change its permissions or set another `output`"

@@ -149,7 +149,7 @@ def _stated(settings: config.Training, micro_batches: int, dtype: str) -> dict[s
         "eval_strategy": "no",
         "save_strategy": "steps" if settings.save_steps else "no",
         "save_steps": settings.save_steps or 500,
-        "save_total_limit": 2,
+        "save_total_limit": None,  # checkpoints are removed by their step; the trainer would go by the clock
         "report_to": settings.report_to,
         "push_to_hub": False,
     }

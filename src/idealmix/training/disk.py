@@ -1,4 +1,4 @@
-"""Turns a full disk into one clear error, whichever library was writing.
+"""Turns a full disk into one clear error, whichever library was writing; and waits until files lie on the disk.
 
 Python raises ``OSError``; safetensors its own ``SafetensorError``, with the system's error as text; torch a
 ``RuntimeError`` of its archive writer, which tells no reason.
@@ -7,6 +7,7 @@ Python raises ``OSError``; safetensors its own ``SafetensorError``, with the sys
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +16,8 @@ from safetensors import SafetensorError
 
 from idealmix.errors import IdealmixError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_FULL_TEXTS = ("No space left", *(f"os error {number})" for number in _FULL))
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_TEXTS = ("No space left", "File too large", *(f"os error {number})" for number in _FULL))
 _TORCH_WRITER_TEXTS = ("PytorchStreamWriter", "inline_container.cc", "iostream error")
 
 
@@ -41,6 +42,14 @@ def writing(folder: Path) -> Iterator[None]:
         raise IdealmixError(
             what, where=str(folder), mend="free space there, see that it can be written to, and run again"
         ) from error
+
+
+def settle(path: Path) -> None:
+    """Return when a file, or every file in a folder, lies on the disk: what is written later then tells that it does."""
+    for file in [path] if path.is_file() else path.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
 
 
 def _is_full(error: BaseException) -> bool:

@@ -19,6 +19,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from idealmix.errors import IdealmixError, InputError
 from idealmix.training import Progress
+from idealmix.training.checkpoints import seal
 from idealmix.training.order import Slot, StepPlan
 
 if TYPE_CHECKING:
@@ -176,11 +177,13 @@ class PlannedTrainer(SFTTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         folder.mkdir(parents=True, exist_ok=True)
-        # before the trainer's own files: trainer_state.json, its last one, then marks a complete checkpoint
         flat = np.concatenate(self.consumed)
         sizes = np.array([len(batch) for batch in self.consumed])
         np.savez(folder / f"consumed-{self.args.process_index}.npz", rows=flat, sizes=sizes)
         super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            seal(folder)
 
     def recall_consumed(self, checkpoint: Path) -> None:
         """What this process had consumed when ``checkpoint`` was written."""

@@ -55,8 +55,10 @@ class TrainingRecord:
     warnings: list[str] = field(default_factory=list)
 
     def write(self, path: Path) -> None:
-        """Write as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        """Write as JSON, whole or not at all."""
+        part = path.with_name(path.name + ".tmp")
+        part.write_text(json.dumps(asdict(self), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        part.replace(path)
 
     @classmethod
     def read(cls, path: Path) -> TrainingRecord:

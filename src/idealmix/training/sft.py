@@ -23,17 +23,21 @@ from idealmix import config
 from idealmix.errors import IdealmixError, InputError
 from idealmix.training import Progress
 from idealmix.training.arguments import trainer_arguments
-from idealmix.training.disk import writing
+from idealmix.training.checkpoints import Checkpoints
+from idealmix.training.disk import settle, writing
 from idealmix.training.model import computing_dtype, load_model, load_tokenizer
 from idealmix.training.order import StepPlan, consumption_digest, plan_steps
 from idealmix.training.packed import check_packing
 from idealmix.training.planned import PlannedTrainer
 from idealmix.training.quiet import quiet
 from idealmix.training.record import TrainingRecord
+from idealmix.training.stop import StopBetweenSteps
 
 if TYPE_CHECKING:
     from idealmix.data.mixture import Mixture
     from idealmix.data.pools import Pool
+
+_NOT_COMPUTED = {"output_dir", "save_steps", "save_strategy", "report_to"}
 
 
 def train_by_trl(
@@ -67,47 +71,58 @@ def train_by_trl(
         steps=steps,
     )
     arguments = trainer_arguments(settings, plan, seed=seed, dtype=dtype, folder=output / "checkpoints")
-    with quiet(), writing(output):
-        trainer = _trainer(path, plan, pools, settings, arguments, dtype, progress)
-        checkpoint = _checkpoint_of(trainer, _key(path, plan, pools, arguments, settings))
-        _run(trainer, checkpoint)
-        consumed = _checked_consumption(trainer, plan, pools)
-        moments, optimiser = _second_moments(trainer)
-        _save(trainer, trainer.processing_class, output, moments)
-        trainer.accelerator.wait_for_everyone()
-    steps_log = [entry for entry in trainer.state.log_history if "learning_rate" in entry]
-    warnings = []
-    if not moments:
-        warnings.append(
-            f"{settings.optim} keeps no second moments like AdamW's: the finite response treats it as plain gradient descent"
+    checkpoints = Checkpoints(output / "checkpoints", _key(path, plan, pools, arguments, settings))
+    if checkpoints.ours() and (output / "record.json").is_file():  # it was stopped after its end
+        checkpoints.remove()
+        return TrainingRecord.read(output / "record.json")
+    with StopBetweenSteps() as stop:
+        with quiet(), writing(output):
+            trainer = _trainer(path, plan, pools, settings, arguments, dtype, progress)
+            trainer.add_callback(stop)
+            _run(trainer, _checkpoint(trainer, checkpoints))
+            if trainer.state.global_step < len(plan.steps):
+                stop.go_through()
+            consumed = _checked_consumption(trainer, plan, pools)
+            moments, optimiser = _second_moments(trainer)
+            _save(trainer, trainer.processing_class, output, moments)
+            trainer.accelerator.wait_for_everyone()
+        steps_log = [entry for entry in trainer.state.log_history if "learning_rate" in entry]
+        warnings = []
+        if not moments:
+            warnings.append(
+                f"{settings.optim} keeps no second moments like AdamW's: the finite response treats it as plain gradient descent"
+            )
+        if hasattr(getattr(trainer.model, "config", None), "output_router_logits"):
+            warnings.append(
+                "mixture-of-experts model: its load-balancing loss is switched off while training"
+            )
+        record = TrainingRecord(
+            backend="trl",
+            seed=seed,
+            steps=len(plan.steps),
+            rows=plan.rows,
+            tokens=plan.tokens,
+            supervised_tokens=plan.supervised_tokens,
+            step_weights=plan.step_weights,
+            token_shares=plan.token_shares,
+            model_path="model",
+            seconds=time.monotonic() - began,
+            step_sizes=[entry["learning_rate"] for entry in steps_log],
+            losses=[entry["loss"] for entry in steps_log],
+            optimiser=optimiser,
+            trained="lora" if settings.lora else "full",
+            dtype=dtype,
+            processes=plan.processes,
+            consumed=consumed,
+            arguments={key: value for key, value in arguments.items() if key != "output_dir"},
+            warnings=warnings,
         )
-    if hasattr(getattr(trainer.model, "config", None), "output_router_logits"):
-        warnings.append("mixture-of-experts model: its load-balancing loss is switched off while training")
-    record = TrainingRecord(
-        backend="trl",
-        seed=seed,
-        steps=len(plan.steps),
-        rows=plan.rows,
-        tokens=plan.tokens,
-        supervised_tokens=plan.supervised_tokens,
-        step_weights=plan.step_weights,
-        token_shares=plan.token_shares,
-        model_path="model",
-        seconds=time.monotonic() - began,
-        step_sizes=[entry["learning_rate"] for entry in steps_log],
-        losses=[entry["loss"] for entry in steps_log],
-        optimiser=optimiser,
-        trained="lora" if settings.lora else "full",
-        dtype=dtype,
-        processes=plan.processes,
-        consumed=consumed,
-        arguments={key: value for key, value in arguments.items() if key != "output_dir"},
-        warnings=warnings,
-    )
+        if trainer.is_world_process_zero():
+            with writing(output):
+                settle(output)
+                record.write(output / "record.json")
     if trainer.is_world_process_zero():
-        with writing(output):
-            record.write(output / "record.json")
-        shutil.rmtree(output / "checkpoints", ignore_errors=True)
+        checkpoints.remove()
     trainer.accelerator.wait_for_everyone()
     return record
 
@@ -193,32 +208,21 @@ def _key(
     path: str, plan: StepPlan, pools: Mapping[str, Pool], arguments: dict[str, Any], settings: config.Training
 ) -> str:
     """What a checkpoint must have been made by to be gone on from."""
-    facts = [path, plan.digest(pools), plan.processes, plan.micro_batches, arguments, settings.model_dump()]
+    # where the run folder lies (it may be moved) and how the training is watched are not part of it
+    unmoved = {name: value for name, value in arguments.items() if name not in _NOT_COMPUTED}
+    settled = settings.model_dump(exclude=_NOT_COMPUTED)
+    facts = [path, plan.digest(pools), plan.processes, plan.micro_batches, unmoved, settled]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _checkpoint_of(trainer: PlannedTrainer, key: str) -> Path | None:
-    """The last complete checkpoint of this very training; those of another one are removed."""
-    folder = Path(str(trainer.args.output_dir))
-    mark = folder / "key.txt"
-    same = mark.is_file() and mark.read_text(encoding="utf-8") == key
-    found = [path for path in folder.glob("checkpoint-*") if same and _complete(path)]
+def _checkpoint(trainer: PlannedTrainer, checkpoints: Checkpoints) -> Path | None:
+    """The newest whole checkpoint of this very training; those of another one are removed."""
+    newest = checkpoints.newest()
     trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
-        if not same:
-            shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        mark.write_text(key, encoding="utf-8")
+        checkpoints.claim()
     trainer.accelerator.wait_for_everyone()
-    return max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
-
-
-def _complete(checkpoint: Path) -> bool:
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
+    return newest
 
 
 def _checked_consumption(trainer: PlannedTrainer, plan: StepPlan, pools: Mapping[str, Pool]) -> str:
