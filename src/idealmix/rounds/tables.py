@@ -91,7 +91,7 @@ def final_table(story: Story) -> Table | None:
         "test sets (no decision used them)",
         "base",
         "joint (round 0)",
-        f"ideal (round {story.state.best})",
+        f"{story.config.method} (round {story.state.best})",
     ]
     labels = ("base", "joint", "ideal")
     rows: list[list[str]] = []
@@ -107,7 +107,7 @@ def final_table(story: Story) -> Table | None:
         ("steps", "steps"),
     ):
         rows.append([f"trained on: {title}", "", f"{getattr(first, key):,}", f"{getattr(best, key):,}"])
-    return "Joint SFT against IDEAL", columns, rows
+    return f"Joint SFT against {story.config.method}", columns, rows
 
 
 def _loss_cell(found: dict[str, Any]) -> str:
