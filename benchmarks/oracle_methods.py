@@ -48,8 +48,8 @@ class WideSearch:
         keep: how many mixtures are retrained.
     """
 
-    randoms: int = 18
-    near: int = 26
+    randoms: int = 16
+    near: int = 23
     keep: int = 5
 
     def search(self, problem: Problem) -> Search:
