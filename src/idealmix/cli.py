@@ -327,7 +327,7 @@ def demo(
 
 @contextmanager
 def _watching(as_json: bool, resume: str | None = None) -> Iterator[tuple[Terminal, Team]]:
-    """A terminal to watch on, and one clear line when the user stops the work."""
+    """A terminal to watch on, and one clear line when the user stops the work or one of several processes dies."""
     from idealmix.rounds.team import Team
     from idealmix.terminal import Terminal, fail
 
@@ -344,11 +344,16 @@ def _watching(as_json: bool, resume: str | None = None) -> Iterator[tuple[Termin
         yield terminal, team
     except (KeyboardInterrupt, Exception) as error:
         # what is interrupted in the middle may fail in its own way
-        if not (isinstance(error, KeyboardInterrupt) or terminal.stopping):
+        stopped, lost = isinstance(error, KeyboardInterrupt) or terminal.stopping, team.lost_one(error)
+        if not (stopped or lost):
             raise
         terminal.close()
         go_on = f" Everything finished is kept; go on with: {resume}" if resume else ""
-        if team.leads:
+        if resume and team.size > 1:
+            go_on += " (by the same launcher)"
+        if lost:  # whoever is left says so: it may be the leading process that died
+            fail(f"another process of this run has died.{go_on}")
+        elif team.leads:
             fail(f"stopped.{go_on}")
         raise typer.Exit(1) from None
     finally:

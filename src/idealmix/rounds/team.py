@@ -14,6 +14,18 @@ from typing import Any
 from idealmix.errors import IdealmixError
 
 
+# What gloo and NCCL say when the process at the other end is gone.
+_LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Connection refused",
+    "Broken pipe",
+    "remote process exited",
+    "ncclRemoteError",
+    "Timed out waiting",
+)
+
+
 class Team:
     """The processes of this run. Rank 0 owns the folder and the terminal; training is everybody's."""
 
@@ -33,6 +45,15 @@ class Team:
     def leads(self) -> bool:
         """True on the process that writes and prints."""
         return self._state is None or self._state.is_main_process
+
+    def lost_one(self, error: BaseException) -> bool:
+        """Whether this failure says that another process of the run has died: its connection is gone."""
+        chain, each = [], error
+        while each is not None and each not in chain:
+            chain.append(each)
+            each = each.__cause__ or each.__context__
+        texts = [str(one) for one in chain if isinstance(one, RuntimeError | IdealmixError)]
+        return self.size > 1 and any(sign in text for text in texts for sign in _LOST)
 
     def lead(self, work: Callable[[], Any]) -> Any:
         """Run `work` on rank 0; every process gets its result, or its failure."""
