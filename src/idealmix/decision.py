@@ -15,8 +15,8 @@ Both reuse the influence at the incumbent: a retry costs one training and no mea
 
 Simulated (`tests/test_decision_policy.py`: quadratic losses of five domains, this module and `allocate`), share of the
 starting loss that five trainings remove where noise hides the first step: with the optimum far away and m = 0.15 this
-rule 0.54, always halving 0.16, always doubling 0.60; with the optimum near and m = 0.5, where the first step overshoots,
-0.24, 0.40 and 0.17. Each of the other two is better in one case and much worse in the other.
+rule 0.61, always halving 0.15, always doubling 0.64; with the optimum near and m = 0.5, where the first step overshoots,
+0.24, 0.40 and 0.20. Each of the other two is better in one case and much worse in the other.
 """
 
 from __future__ import annotations
@@ -250,11 +250,17 @@ class LoopState:
 
 
 def propose(state: LoopState, allocation: Allocation) -> LoopState:
-    """Take up an allocation made at the incumbent with ``state.m``: "train" it, or "end" where it is nothing new."""
+    """Take up an allocation made at the incumbent with ``state.m``: "train" it, or "end" where it is nothing new.
+
+    A bound may cut a step of half the length to the mixture that was just found worse: "allocate" again, with half of m.
+    """
     if allocation.equilibrium:
         return replace(state, action="end", reason=f"Ended at round {state.round}. {allocation.reason}")
     if state.keep == "better" and allocation.counts in [dict(counts) for counts in state.tried]:
         at = [dict(counts) for counts in state.tried].index(allocation.counts)
+        if at and state.measured[at - 1] > 0:
+            said = f"m is halved to {state.m * HALVE:.3g}: the step leads to the mixture of round {at} again, which was no better."
+            return replace(state, m=state.m * HALVE, action="allocate", reason=said)
         reason = f"Ended: the step leads to the mixture of round {at} again, which was tried."
         return replace(state, action="end", reason=reason)
     signs = {name: _sign(move.after - move.before) for name, move in allocation.moves.items()}

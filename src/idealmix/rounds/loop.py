@@ -26,6 +26,7 @@ from idealmix.rounds.folder import RunFolder, write_json, write_text
 from idealmix.rounds.goal import Goal
 from idealmix.rounds.inputs import Inputs, load_inputs
 from idealmix.rounds.phases import Evaluated, Mixed, Phases, Trained
+from idealmix.rounds.signatures import signatures
 from idealmix.rounds.team import Team
 from idealmix.rounds.volume import Drawn, mean_volumes
 from idealmix.rounds.watch import Watch
@@ -168,9 +169,12 @@ def tell(config: Config, inputs: Inputs, phases: Phases, watch: Watch) -> Story:
         )
         if allocation.budget.hold:
             step = drawn.hold(step, amount, allocation.max_repeats)
+        state = propose(state, step)
+        if state.action == "allocate":  # shorter
+            watch.note(state.reason)
+            continue
         phases.allocation(f"round-{last.index}", {"from": best.index, **step.to_json()})
         last.allocation = step
-        state = propose(state, step)
         watch.table(*tables.allocation_table(step))
         watch.note(state.reason)
         if state.action == "end":
@@ -184,13 +188,16 @@ def tell(config: Config, inputs: Inputs, phases: Phases, watch: Watch) -> Story:
 
     story.state = state
     chosen = story.rounds[state.best]
-    if inputs.tests:
+    if phases.scored:
         story.scores["base"] = phases.score("base", None)
         story.scores["joint"] = phases.score("round-0", first.trained)
         if chosen is not first:
             story.scores["ideal"] = phases.score(f"round-{chosen.index}", chosen.trained)
         else:
             story.scores["ideal"] = story.scores["joint"]
+    for warning in signatures(story):
+        story.warnings.append(warning)
+        watch.warn(warning)
     phases.materialise(chosen.mixed)
     if table := tables.final_table(story):
         watch.table(*table)
