@@ -1,9 +1,41 @@
-"""What every test runs under: no network, one thread a process (the tests themselves run side by side)."""
+"""What every test runs under: no network, one thread a process (the tests themselves run side by side); a browser."""
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+_BROWSER_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        path = None
+    if path is None:
+        if os.environ.get("IDEALMIX_REQUIRE_BROWSER") == "1":
+            pytest.fail("no Chromium or no playwright, and IDEALMIX_REQUIRE_BROWSER=1")
+        pytest.skip("no Chromium or no playwright")
+    with sync_playwright() as p:
+        running = p.chromium.launch(executable_path=path, args=_BROWSER_FLAGS)
+        yield running
+        running.close()

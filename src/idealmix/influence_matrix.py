@@ -106,7 +106,7 @@ class InfluenceMatrix:
 
     def entries(self, kind: Kind = "acting", *, subsample: bool = False) -> Estimate:
         """Every entry with its error, on one kind of rows."""
-        K = self._coefficients(kind)
+        K = self.coefficients(kind)
         each = [self._estimate(w, K, subsample=subsample) for w in np.eye(len(self.references))]
         return Estimate(*(np.array(column) for column in zip(*each)))
 
@@ -121,7 +121,7 @@ class InfluenceMatrix:
         Raises:
             InputError: a weight for a set that is not in the matrix.
         """
-        return self._estimate(self._weights(weights), self._coefficients(rows))
+        return self._estimate(self._weights(weights), self.coefficients(rows))
 
     def change(self, beta: Mapping[str, float], weights: Mapping[str, float]) -> Estimate:
         """First-order change of a joined loss under relative changes of the volumes; arrays of shape ().
@@ -130,14 +130,14 @@ class InfluenceMatrix:
         mixture's gradient: the error knows it. A domain that was not measured adds NaN, unless its beta is 0.
         """
         b = np.array([float(beta.get(name, 0.0)) for name in self.domains])
-        K = np.where(b[:, None] > 0, self._coefficients("acting"), self._coefficients("drawn"))
+        K = np.where(b[:, None] > 0, self.coefficients("acting"), self.coefficients("drawn"))
         K = np.where(b[:, None] == 0, 0.0, K)
         about = (b != 0)[None]
         return Estimate(*(part[0] for part in self._estimate(self._weights(weights), (b @ K)[None], about)))
 
     def covariance(self, kind: Kind = "acting") -> Array:
         """(D, R, R) of alpha[:, i] over the references: any weighting w has variance w' covariance w."""
-        K, m = self._coefficients(kind), self.moments
+        K, m = self.coefficients(kind), self.moments
         found = np.einsum("is,sqp->iqp", K**2, np.nan_to_num(m.lent))
         by_reference = np.einsum("is,qst,it->iq", K, m.reference, K)
         alone = np.eye(len(self.references)) * by_reference[:, :, None]
@@ -183,10 +183,10 @@ class InfluenceMatrix:
 
     # --- algebra ---------------------------------------------------------------------------------------------
 
-    def _coefficients(self, kind: Kind) -> Array:
+    def coefficients(self, kind: Kind) -> Array:
         """(D, 2 D): K of the module's first lines, for one kind of rows; NaN rows where there are none."""
         if kind == "memorisation":
-            return self._coefficients("unused") - self._coefficients("drawn")
+            return self.coefficients("unused") - self.coefficients("drawn")
         D, v = len(self.domains), np.array([self.step_weights[name] for name in self.domains])
         has = self.moments.rows.reshape(2, D) > 0
         unused = np.full(D, kind == "unused") | ((kind == "acting") & has[1])
@@ -236,7 +236,7 @@ class InfluenceMatrix:
         What can be computed from ``moments`` is there for readers; `from_json` computes it anew.
         """
         acting, drawn, unused = (self.entries(kind) for kind in ("acting", "drawn", "unused"))
-        memorisation, K = self.entries("memorisation"), self._coefficients("acting")
+        memorisation, K = self.entries("memorisation"), self.coefficients("acting")
         return {
             "domains": list(self.domains),
             "references": list(self.references),

@@ -1,21 +1,29 @@
 """The report of a run as one self-contained HTML page.
 
-Flows in: the mapping of result.json. Flows out: HTML without a script, a font, or a request to anywhere: its own
-content security policy forbids all three. Names and texts of the run are escaped by the template.
+Flows in: the mapping of result.json, and what the sliders compute with. Flows out: HTML without a font or a request to
+anywhere, and with the one script that is here: its own content security policy forbids all else. Names and texts of the
+run are escaped by the template.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from idealmix.errors import InputError
 from idealmix.report import comparison, figures, words
 from idealmix.report.matrix import MARKS, matrices
+from idealmix.report.whatif import WhatIf, embedded, load
 from idealmix.rounds.folder import read_json, write_text
+
+_SCRIPTS = ("allocation.js", "whatif.js")
 
 
 def write(run_folder: Path) -> Path:
@@ -26,7 +34,8 @@ def write(run_folder: Path) -> Path:
     """
     result = read_json(run_folder / "result.json")
     try:
-        page = build(result)
+        check(result)
+        page = build(result, load(run_folder, result))
     except InputError as error:
         raise InputError(error.what, where=str(run_folder / "result.json"), mend=error.mend) from None
     out = run_folder / "report.html"
@@ -34,11 +43,11 @@ def write(run_folder: Path) -> Path:
     return out
 
 
-def build(result: Mapping[str, Any]) -> str:
-    """The page for a result (the format of result.json, version 1).
+def check(result: Any) -> None:
+    """Refuse what is no result that a page can be made of.
 
     Raises:
-        InputError: it is not such a result.
+        InputError: it is of another format, or incomplete.
     """
     if not isinstance(result, Mapping) or result.get("format") != 1:
         raise InputError(
@@ -50,6 +59,18 @@ def build(result: Mapping[str, Any]) -> str:
             f"the result is incomplete: {words.listing(missing) or 'no such best round'}",
             mend="let the run end, then ask for the report again",
         )
+
+
+def build(result: Mapping[str, Any], whatif: WhatIf | None = None) -> str:
+    """The page for a result (the format of result.json, version 1).
+
+    Args:
+        whatif: what its sliders compute with; None: the page does not speak of them.
+
+    Raises:
+        InputError: it is not such a result.
+    """
+    check(result)
     environment = Environment(
         loader=PackageLoader("idealmix.report", ""),
         autoescape=True,
@@ -57,8 +78,14 @@ def build(result: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    script = _script(*_SCRIPTS)
     return environment.get_template("page.html").render(
         result=result,
+        whatif=whatif,
+        embedded=lambda data: Markup(embedded(data)),  # noqa: S704 (escaped there)
+        script=Markup(script),  # noqa: S704 (the project's own)
+        script_hash=_hash(script),
+        connect="",
         words=words,
         marks=MARKS,
         headline=_headline(result),
@@ -70,6 +97,17 @@ def build(result: Mapping[str, Any]) -> str:
         facts=_facts(result),
         warnings=_warnings(result),
     )
+
+
+def _script(*names: str) -> str:
+    """The page's script: these files of the package, one after the other."""
+    folder = resources.files("idealmix.report")
+    return "\n".join(folder.joinpath(name).read_text(encoding="utf-8") for name in names)
+
+
+def _hash(script: str) -> str:
+    """What the content security policy knows a script by."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 
 
 def _headline(result: Mapping[str, Any]) -> dict[str, Any]:
