@@ -32,7 +32,10 @@ BLOCKS = {
     "Top level": (config.Config, ""),
     "`domains.<name>`, `tests.<name>`": (config.Source, "A plain path is short for `{path: ...}`."),
     "`references.<name>`": (config.ReferenceSource, "The keys of a source, and a weight."),
-    "`scores.<name>`": (config.Score, "Exactly one of `exact_match` and `callable`."),
+    "`scores.<name>`": (
+        config.Score,
+        "Exactly one of `exact_match`, `callable` and `lm_eval`; `gsm8k: lm_eval:gsm8k` is short for `gsm8k: {lm_eval: gsm8k}`.",
+    ),
     "`constraints.<reference>`": (config.Constraint, ""),
     "`training`": (
         config.Training,

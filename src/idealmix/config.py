@@ -42,19 +42,43 @@ class ReferenceSource(Source):
 
 
 class Score(Settings):
-    """A score on a test set: ``exact_match`` (a regex that takes the answer out) or a Python callable."""
+    """A score: ``exact_match`` (a regex that takes the answer out) or a Python callable on a test set, or lm-eval's task."""
 
-    test: str = Field(description="the test set's name")
+    test: str | None = Field(
+        None, description="the test set's name; none for lm_eval, which brings its own rows"
+    )
     exact_match: str | None = Field(None, description="regex; its first group (or whole match) is the answer")
     callable: str | None = Field(None, description="'module:function', called with (model, tokenizer, rows)")
-    max_new_tokens: int = Field(256, gt=0, description="length limit of a generated answer")
-    rows: int | None = Field(None, gt=0, description="score only the first this many test rows; null: all")
+    lm_eval: str | None = Field(
+        None, min_length=1, description="a task of lm-evaluation-harness, or a local task's .yaml"
+    )
+    metric: str | None = Field(
+        None,
+        description="of lm_eval's task, such as acc_norm or 'exact_match,strict-match'; null: its first",
+    )
+    max_new_tokens: int = Field(
+        256, gt=0, description="length limit of a generated answer; lm_eval's tasks have their own"
+    )
+    rows: int | None = Field(None, gt=0, description="score only the first this many rows; null: all")
 
     @model_validator(mode="after")
     def _one_kind(self) -> Score:
-        if (self.exact_match is None) == (self.callable is None):
-            raise ValueError("give exactly one of exact_match and callable")
+        if sum(kind is not None for kind in (self.exact_match, self.callable, self.lm_eval)) != 1:
+            raise ValueError("give exactly one of exact_match, callable and lm_eval")
+        if self.lm_eval is None and self.test is None:
+            raise ValueError("name the test set with test")
+        if self.lm_eval is not None and self.test is not None:
+            raise ValueError("a task of lm_eval brings its own rows: leave test out")
+        if self.metric is not None and self.lm_eval is None:
+            raise ValueError("metric is of lm_eval's tasks alone")
         return self
+
+
+def _task_alone(value: Any) -> Any:
+    """``gsm8k: lm_eval:gsm8k`` is short for ``gsm8k: {lm_eval: gsm8k}``."""
+    if isinstance(value, str) and value.startswith("lm_eval:"):
+        return {"lm_eval": value.removeprefix("lm_eval:")}
+    return value
 
 
 class Constraint(Settings):
@@ -226,8 +250,11 @@ class Config(Settings):
     tests: Annotated[
         dict[str, Annotated[Source, BeforeValidator(_path_alone)]], BeforeValidator(_none_is_empty)
     ] = Field(default_factory=dict, description="test sets by name: final figures only")
-    scores: Annotated[dict[str, Score], BeforeValidator(_none_is_empty)] = Field(
-        default_factory=dict, description="scores on test sets by name"
+    scores: Annotated[
+        dict[str, Annotated[Score, BeforeValidator(_task_alone)]], BeforeValidator(_none_is_empty)
+    ] = Field(
+        default_factory=dict,
+        description="scores by name: on test sets, or 'lm_eval:TASK'",
     )
     objective: Literal["mean_loss", "relative", "worst"] = Field(
         "mean_loss",

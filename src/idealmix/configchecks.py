@@ -213,7 +213,7 @@ def _cross_checks(config: Config) -> Iterator[Problem]:
         yield ("references",), "every weight is 0: nothing would be optimised"
     yield from _names(config.constraints, config.references, "constraints", "reference set")
     for name, score in config.scores.items():
-        if score.test not in config.tests:
+        if score.test is not None and score.test not in config.tests:
             yield ("scores", name, "test"), _absent(score.test, config.tests, "test set")
         if score.exact_match is not None:
             try:

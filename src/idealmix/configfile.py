@@ -124,6 +124,9 @@ def resolve(config: Config, folder: Path) -> Config:
         for source in data[block].values():
             source["path"] = _absolute(source["path"], folder)
     data["model"] = _absolute(data["model"], folder)
+    for score in data["scores"].values():
+        if score["lm_eval"] and Path(score["lm_eval"]).suffix.lower() in (".yaml", ".yml"):
+            score["lm_eval"] = str((folder / Path(score["lm_eval"]).expanduser()).resolve())
     if data["search"] and data["search"]["model"]:
         data["search"]["model"] = _absolute(data["search"]["model"], folder)
     data["output"] = str((folder / Path(data["output"]).expanduser()).resolve())

@@ -159,7 +159,7 @@ class _Comparison:
     def _figures(self, executor: Executor, final: Final | None) -> dict[str, Any]:
         evaluated = final.evaluated if final else executor.phases.evaluate("", None)
         scored: dict[str, Any] = {"tests": {}, "scores": {}}
-        if self.inputs.tests:
+        if executor.phases.scored:
             scored = executor.phases.score("", final.trained if final else None)
         return {
             "objective": self._objective(executor, evaluated),

@@ -94,7 +94,7 @@ def _tell(config: Config, executor: Executor, final: Final, watch: Watch) -> Sto
         state = replace(state, action="end", reason=f"Ended: {config.method} is the mixture of joint.")
     story.state = state
     watch.table(*tables.round_table(story, story.rounds[-1]))
-    if executor.inputs.tests:
+    if phases.scored:
         story.scores["base"] = phases.score("", None)
         story.scores["joint"] = phases.score("", joint.trained)
         story.scores["ideal"] = phases.score("", final.trained)

@@ -23,7 +23,7 @@ from idealmix.config import Config, Lora
 from idealmix.evaluation.set_loss import SetLoss
 from idealmix.methods.protocol import Array
 from idealmix.rounds.folder import RunFolder, write_json
-from idealmix.rounds.inputs import Inputs, load_inputs
+from idealmix.rounds.inputs import load_inputs
 from idealmix.rounds.loop import claim
 from idealmix.rounds.result import finite
 from idealmix.rounds.team import Team
@@ -55,7 +55,7 @@ def run_smaller(config: Config, watch: Watch, team: Team | None = None) -> dict[
         found = run_any(small, watch, team)
         counts = found["rounds"][found["best"]]["counts"]
         final = executor.final(carried(counts, executor.per_row))
-        full = _full(executor, inputs, final)
+        full = _full(executor, final)
         executor.phases.materialise(final.mixed)
         watch.note(_sentence(full))
         return team.lead(lambda: _write(folder, config, found, full))
@@ -103,7 +103,7 @@ def carried(counts: Mapping[str, int], per_row: Mapping[str, float]) -> Array:
     return np.asarray(volumes / volumes.sum())
 
 
-def _full(executor: Executor, inputs: Inputs, final: Final) -> dict[str, Any]:
+def _full(executor: Executor, final: Final) -> dict[str, Any]:
     """What the one training at the full size came to, beside the base model."""
     record, mixture, phases = final.trained.record, final.mixed.mixture, executor.phases
     base = phases.evaluate("", None)
@@ -119,7 +119,7 @@ def _full(executor: Executor, inputs: Inputs, final: Final) -> dict[str, Any]:
         "tests": {},
         "scores": {},
     }
-    if inputs.tests:
+    if phases.scored:
         for label, trained in (("base", None), ("mixture", final.trained)):
             scored = phases.score("", trained)
             losses = {name: SetLoss.from_json(loss) for name, loss in scored["tests"].items()}

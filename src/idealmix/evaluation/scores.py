@@ -1,4 +1,4 @@
-"""Scores on test sets: exact match of generated answers, or whatever a user's own function measures.
+"""Scores: exact match of generated answers, whatever a user's own function measures, or a task of lm-eval.
 
 Flows in: a model, its tokenizer, a test pool, one entry of the config's `scores`. Flows out: a `ScoreResult`.
 """
@@ -13,7 +13,6 @@ import math
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +20,11 @@ import numpy as np
 
 from idealmix.config import Score
 from idealmix.errors import InputError
+from idealmix.evaluation import harness
 from idealmix.evaluation.exact_match import compile_pattern, is_right, reference_answers
 from idealmix.evaluation.generation import answer_text, generate
+from idealmix.evaluation.score_result import ScoreResult as ScoreResult
+from idealmix.evaluation.score_result import from_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,58 +35,34 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class ScoreResult:
-    """One score of one model.
-
-    Attributes:
-        name: the score's.
-        mean: over rows (or what the user's function returned).
-        se: its standard error over rows; None where only the mean is known.
-        n: rows.
-        per_row: by row id; None where only the mean is known.
-    """
-
-    name: str
-    mean: float
-    se: float | None
-    n: int
-    per_row: dict[str, float] | None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain types."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> ScoreResult:
-        """The inverse of `to_json`."""
-        return cls(**data)
-
-
 def score(
     name: str,
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    pool: Pool,
+    pool: Pool | None,
     setting: Score,
     folder: Path | None = None,
     progress: Progress | None = None,
 ) -> ScoreResult:
-    """Score a model on the first `setting.rows` rows of a test pool.
+    """Score a model on the first `setting.rows` rows of a test pool, or of a task that brings its own.
 
     Args:
         name: the score's, for messages.
         model: a causal language model, on its device.
         tokenizer: the model's.
-        pool: the test set.
+        pool: the test set; None for `setting.lm_eval`.
         setting: one entry of the config's `scores`.
         folder: where the module of `setting.callable` is looked for first; None: the working directory.
         progress: called with rows generated and rows in total.
 
     Raises:
         InputError: a bad pattern, references without an answer, a function that cannot be imported, fails, or
-            returns something else than numbers.
+            returns something else than numbers; see `harness.score_task`.
     """
+    if setting.lm_eval is not None:
+        return harness.score_task(name, model, tokenizer, setting, progress)
+    if pool is None:
+        raise RuntimeError("a score on a test set is asked with its pool")
     rows = [pool.conversation(i) for i in range(min(len(pool), setting.rows or len(pool)))]
     where = f"scores.{name}"
     if setting.exact_match is not None:
@@ -105,35 +83,23 @@ def score(
 
 def check_score(name: str, setting: Score, folder: Path | None = None) -> None:
     """Raise what `score` would raise for the setting alone: worth a call before training."""
-    if setting.exact_match is not None:
+    if setting.lm_eval is not None:
+        harness.check_task(name, setting)
+    elif setting.exact_match is not None:
         compile_pattern(setting.exact_match, f"scores.{name}.exact_match")
     else:
         load_function(str(setting.callable), f"scores.{name}.callable", folder or Path.cwd())
 
 
 def score_digest(name: str, setting: Score, folder: Path | None = None) -> str | None:
-    """SHA-256 of the module that holds a user's function: figures of an older version are not reused."""
+    """Of the module that holds a user's function, or of a task: figures of an older version are not reused."""
+    if setting.lm_eval is not None:
+        return harness.task_digest(setting)
     if setting.callable is None:
         return None
     function = load_function(setting.callable, f"scores.{name}.callable", folder or Path.cwd())
     source = inspect.getsourcefile(inspect.unwrap(function))
     return hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else None
-
-
-def from_rows(name: str, per_row: Mapping[str, float]) -> ScoreResult:
-    """Mean and standard error, sd / sqrt(n).
-
-    Where every row is right, or every row wrong, that would be 0; then it is the binomial error at (k + 1) / (n + 2)
-    (Laplace's rule): 0 of 150 is not a certainty.
-    """
-    values = np.array(list(per_row.values()), dtype=float)
-    n, mean = len(values), float(values.mean())
-    if mean in (0.0, 1.0) and np.all(values == mean):
-        p = (mean * n + 1) / (n + 2)
-        error: float | None = math.sqrt(p * (1 - p) / n)
-    else:
-        error = float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else None
-    return ScoreResult(name, mean, error, n, dict(per_row))
 
 
 def load_function(target: str, where: str, folder: Path) -> Callable[..., Any]:

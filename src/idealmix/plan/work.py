@@ -140,7 +140,7 @@ def count(settings: config.Config, inputs: Inputs, *, widest: int) -> Work:
     scored = [
         (inputs.tests[score.test], score)
         for score in settings.scores.values()
-        if score.exact_match is not None
+        if score.exact_match is not None and score.test is not None
     ]
     asked = [(min(len(pool), score.rows or len(pool)), score.max_new_tokens, pool) for pool, score in scored]
     return Work(

@@ -199,6 +199,11 @@ class Phases:
             lambda part: write_json(part, content),
         )
 
+    @property
+    def scored(self) -> bool:
+        """Whether there is anything to score: test sets, or tasks that bring their own rows."""
+        return bool(self.inputs.tests or self.config.scores)
+
     def score(self, where: str, trained: Trained | None) -> dict[str, Any]:
         """Losses and scores on the test sets: ``{"tests": {name: SetLoss}, "scores": {name: ScoreResult}}``."""
         config = self.config
@@ -208,7 +213,7 @@ class Phases:
             losses = self._losses(model, list(self.inputs.tests.items()))
             scores = {
                 name: score(
-                    name, model, self.inputs.tokenizer, self.inputs.tests[setting.test], setting,
+                    name, model, self.inputs.tokenizer, self.inputs.tests.get(setting.test or ""), setting,
                     progress=partial(self._rows, name),
                 ).to_json()
                 for name, setting in config.scores.items()
