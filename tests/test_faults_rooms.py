@@ -138,9 +138,9 @@ def check_noise_moves_nothing() -> None:
 
 
 def has_no_gate(patch: pytest.MonkeyPatch) -> None:
-    from idealmix import allocation
+    from idealmix.allocation import step
 
-    patch.setattr(allocation, "holm", lambda p: np.ones(len(p), dtype=bool))
+    patch.setattr(step, "holm", lambda p: np.ones(len(p), dtype=bool))
 
 
 def check_the_seed_decides_the_rows() -> None:

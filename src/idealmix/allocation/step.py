@@ -1,4 +1,4 @@
-"""From influence to counts.
+"""One step from influence to counts.
 
 Flows in: row counts, pool sizes, volume per row, the objective's slope by domain with its error, settings.
 Flows out: an ``Allocation``: new row counts and, for every domain and in words, why. Pure numpy and scipy.
@@ -8,118 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
 from idealmix import config
+from idealmix.allocation.inputs import per_domain, weights
+from idealmix.allocation.outcome import Allocation, Move
+from idealmix.allocation.words import note_of, reason_of
 from idealmix.certainty import holm, p_text, p_value
-from idealmix.errors import InputError
 from idealmix.slopes import Limit, Mask, Slopes, chosen
 from idealmix.volumes import Array, fill, nearest, row_bounds, whole_rows
-
-
-@dataclass(frozen=True)
-class Move:
-    """One domain in one allocation. ``after = (1 + beta) * before``; `repeats` is how often each pool row is drawn on average."""
-
-    before: int
-    after: int
-    beta: float
-    slope: float | None
-    slope_se: float | None
-    gated: bool
-    repeats: float
-    note: str
-
-
-@dataclass(frozen=True)
-class Allocation:
-    """New counts, and why. `predicted`: first-order change of the objective, before any calibration."""
-
-    rule: str
-    m: float
-    unit: str
-    amount_before: float
-    amount_after: float
-    predicted: float
-    moves: dict[str, Move]
-    reason: str
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Row counts after the allocation, in the order of the counts that were given."""
-        return {name: move.after for name, move in self.moves.items()}
-
-    @property
-    def equilibrium(self) -> bool:
-        """Nothing moves."""
-        return all(move.after == move.before for move in self.moves.values())
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain types, for ``allocation.json`` and ``result.json``."""
-        return {**asdict(self), "equilibrium": self.equilibrium}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Allocation:
-        """The inverse of `to_json`."""
-        fields = {k: v for k, v in data.items() if k != "equilibrium"}
-        return cls(**{**fields, "moves": {name: Move(**move) for name, move in data["moves"].items()}})
-
-
-def start_counts(
-    sizes: Mapping[str, int], per_row: Mapping[str, float], settings: config.Allocation
-) -> dict[str, int]:
-    """Row counts of round 0.
-
-    ``natural``: in proportion to the pools' rows; ``uniform``: equal volumes in the budget's unit; a mapping: as
-    given. The total is ``budget.size`` in the unit, or the volume of all rows of all pools; floor, cap and
-    ``max_repeats`` hold, what they take or leave goes to the other domains.
-
-    Args:
-        sizes: rows of each pool.
-        per_row: mean volume of a row of each pool in the budget's unit (1 for ``rows``).
-
-    Raises:
-        InputError: bounds that cannot hold together, a budget beyond the pools, given counts beyond either.
-    """
-    names = sorted(sizes)  # the order of the configuration changes nothing
-    size, weight = _array(sizes, names), _weights(per_row, names)
-    asked = settings.budget.size
-    unit = settings.budget.unit.replace("_", " ")
-    if isinstance(settings.start, dict):
-        rows = _array(settings.start, names)
-        for name, n, most in zip(names, rows, size * settings.max_repeats):
-            if n > most:
-                raise InputError(
-                    f"{name} starts with {n:,.0f} rows; its pool gives {most:,.0f} when each row is drawn at most "
-                    f"{settings.max_repeats} times",
-                    where="allocation.start",
-                    mend="lower the count, add rows, or raise allocation.max_repeats",
-                )
-        total = float(rows @ weight)
-        if asked is not None and abs(total - asked) > 0.01 * asked:
-            raise InputError(
-                f"the row counts amount to {total:,.0f} {unit}, budget.size is {asked:,}",
-                where="allocation.start",
-                mend="leave budget.size out (the counts then fix the budget), or change one of the two",
-            )
-        lower, upper = row_bounds(names, size, weight, settings, total)
-        for name, n, low, high in zip(names, rows, lower, upper):
-            if not low - 1 <= n <= high + 1:
-                raise InputError(
-                    f"{name} starts with {n:,.0f} rows; floor and cap allow {low:,.0f} to {high:,.0f}",
-                    where="allocation.start",
-                    mend="change the count, allocation.floor or allocation.cap",
-                )
-        return {name: int(settings.start[name]) for name in sizes}
-    total = float(asked if asked is not None else size @ weight)
-    lower, upper = row_bounds(names, size, weight, settings, total)
-    shares = size * weight if settings.start == "natural" else np.ones(len(names))
-    volumes = fill(shares, lower * weight, upper * weight, total)
-    found = dict(zip(names, whole_rows(volumes / weight, weight, total, lower, upper)))
-    return {name: int(found[name]) for name in sizes}
 
 
 def allocate(
@@ -162,7 +60,7 @@ def allocate(
         InputError: bounds that cannot hold together (by how much).
     """
     names, m = sorted(counts), settings.m if m is None else m
-    n, size, weight = _array(counts, names), _array(sizes, names), _weights(per_row, names)
+    n, size, weight = per_domain(counts, names), per_domain(sizes, names), weights(per_row, names)
     slopes = slopes.sorted(names)
     limits = [Limit(lim.reference, lim.slopes.sorted(names), lim.allowance) for lim in limits]
     hold, volume = settings.budget.hold, n * weight
@@ -210,7 +108,7 @@ def allocate(
             slope_se=_number(se[i]),
             gated=bool(gated[i]),
             repeats=float(rows[i] / size[i]) if size[i] else 0.0,
-            note=_note(notes[i], n[i], rows[i], size[i], beta[i], change[i], volume[i]),
+            note=note_of(notes[i], n[i], rows[i], size[i], beta[i], change[i], volume[i]),
         )
         for i, name in enumerate(names)
     }
@@ -223,7 +121,7 @@ def allocate(
         amount_after=float(rows @ weight),
         predicted=slopes.predict(real)[0],
         moves=moves,
-        reason=_reason(
+        reason=reason_of(
             moves, [name for name, u in zip(names, unknown) if u], movers, beta, change, hold, said
         ),
     )
@@ -298,79 +196,5 @@ def _within_limits(
     return shortened, f"{limits_said}: shortened to {factor:.0%} of its length"
 
 
-# --- in words ------------------------------------------------------------------------------------------------
-
-
-def _note(
-    note: str, before: float, after: float, size: float, beta: float, change: float, volume: float
-) -> str:
-    if after == before:
-        if beta and abs(change) <= 1e-9 * max(volume, 1.0):
-            return f"{note}, but a bound, a limit or the lack of a partner keeps it"
-        return f"{note}, by less than a row" if beta else note
-    if beta == 0:
-        note = note.removeprefix("stays: ") + "; trades with the movers"
-    elif beta * change < 0:
-        note += ", but less than of the others, and the budget is held"
-    elif abs(change) < 0.99 * abs(beta) * volume:
-        note += f"; the rule's {beta:+.0%} is cut to what the others trade, or to a bound or limit"
-    if after > before and after > size:
-        note += f"; {after - max(before, size):,.0f} of the new rows are repetitions"
-    if after == 0:
-        note += "; empty now, so it cannot be measured and will not come back"
-    return note
-
-
-def _reason(
-    moves: Mapping[str, Move],
-    unknown: Sequence[str],
-    movers: Mask,
-    beta: Array,
-    change: Array,
-    hold: bool,
-    said: str,
-) -> str:
-    changed = {name: move for name, move in moves.items() if move.after != move.before}
-    parts = [f"{name} {move.beta:+.1%}".replace("-", "−") for name, move in changed.items()]
-    tail = f"; {said}" if said else ""
-    if unknown and not movers.any():
-        measured = sum(move.slope is not None for move in moves.values()) > len(unknown)
-        others = ", and no other domain's influence stands out of its error" if measured else ""
-        return f"Nothing moves: the influence of {', '.join(unknown)} has no known error{others}{tail}."
-    if not movers.any():
-        return f"Equilibrium: no domain's influence stands out of its error{tail}."
-    if not changed:
-        why = (
-            "the step is smaller than one row"
-            if np.any(change)
-            else "the movers' bounds, limits or the lack of a partner hold them"
-        )
-        return f"Equilibrium: {int(movers.sum())} of {len(moves)} domains would move, but {why}{tail}."
-    text = f"{', '.join(parts)}"
-    kept = [name for name in moves if name not in changed]
-    if kept:
-        text += f"; {', '.join(kept)} keep{'s its count' if len(kept) == 1 else ' their counts'}"
-    partners = int(np.sum((beta == 0) & (change != 0)))
-    if hold and partners:
-        one = int(movers.sum()) == 1
-        text += f"; {'the one mover trades' if one else 'all movers pull the same way, so they trade'} with the rest"
-    return f"{text}{tail}."
-
-
 def _number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
-
-
-def _array(values: Mapping[str, float], names: Sequence[str]) -> Array:
-    return np.array([values[name] for name in names], dtype=float)
-
-
-def _weights(per_row: Mapping[str, float], names: Sequence[str]) -> Array:
-    for name in names:
-        if not (per_row[name] > 0 and math.isfinite(per_row[name])):
-            raise InputError(
-                f"a row of {name} has {per_row[name]!r} of the budget's unit on average, which cannot be budgeted",
-                where="allocation.budget.unit",
-                mend="count rows instead, or give the domain rows with supervised tokens",
-            )
-    return _array(per_row, names)
