@@ -142,6 +142,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64, help="lines a step")
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--width", type=int, default=128, help="hidden size; the shipped model's is 128")
     parser.add_argument("--snapshots", type=int, default=0, help="also keep the model every so many steps")
     parser.add_argument(
         "--output", type=Path, default=Path(__file__).parents[1] / "src" / "idealmix" / "skills" / "base"
@@ -153,8 +154,8 @@ def main() -> None:
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=128,
-            intermediate_size=256,
+            hidden_size=options.width,
+            intermediate_size=2 * options.width,
             num_hidden_layers=4,
             num_attention_heads=4,
             max_position_embeddings=256,
