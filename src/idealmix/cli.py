@@ -277,6 +277,37 @@ def report(path: RunPath, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def view(
+    path: RunPath,
+    port: Annotated[int, typer.Option("--port", help="0: a free one.", min=0, max=65535)] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Show a run's page in the browser, on this machine only, and follow the run while it goes. Ctrl-C ends it."""
+    from idealmix.view.server import port_of, serve
+
+    server = serve(path, port)
+    url = f"http://127.0.0.1:{port_of(server)}/"
+    if as_json:
+        _print_json({"url": url})
+    else:
+        typer.echo(f"{url}   Ctrl-C ends")
+    sys.stdout.flush()
+
+    def stop(signum: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        server.serve_forever(poll_interval=0.2)
+    except KeyboardInterrupt:
+        if not as_json:
+            typer.echo("ended")
+    finally:
+        server.server_close()
+        signal.signal(signal.SIGTERM, previous)
+
+
+@app.command()
 def export(
     path: RunPath,
     target: Annotated[

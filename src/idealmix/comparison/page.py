@@ -13,10 +13,11 @@ from markupsafe import Markup
 
 from idealmix.comparison import tables
 from idealmix.report import figures, words
+from idealmix.report.page import live_script
 
 
-def build(content: Mapping[str, Any]) -> str:
-    """The page."""
+def build(content: Mapping[str, Any], *, live: str | None = None) -> str:
+    """The page; `live`: the state that `idealmix view` serves it at."""
     environment = Environment(
         loader=ChoiceLoader([PackageLoader("idealmix.comparison", ""), PackageLoader("idealmix.report", "")]),
         autoescape=True,
@@ -34,6 +35,8 @@ def build(content: Mapping[str, Any]) -> str:
         reach=reach,
         what=tables.HEADLINES[content["headline"]],
         tables=tables.comparison_tables(content),
+        live=live,
+        **live_script(),
     )
 
 

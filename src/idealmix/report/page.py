@@ -61,11 +61,12 @@ def check(result: Any) -> None:
         )
 
 
-def build(result: Mapping[str, Any], whatif: WhatIf | None = None) -> str:
+def build(result: Mapping[str, Any], whatif: WhatIf | None = None, *, live: str | None = None) -> str:
     """The page for a result (the format of result.json, version 1).
 
     Args:
         whatif: what its sliders compute with; None: the page does not speak of them.
+        live: the state that `idealmix view` serves it at; None: a page on its own, which asks nobody.
 
     Raises:
         InputError: it is not such a result.
@@ -78,14 +79,12 @@ def build(result: Mapping[str, Any], whatif: WhatIf | None = None) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    script = _script(*_SCRIPTS)
     return environment.get_template("page.html").render(
         result=result,
         whatif=whatif,
         embedded=lambda data: Markup(embedded(data)),  # noqa: S704 (escaped there)
-        script=Markup(script),  # noqa: S704 (the project's own)
-        script_hash=_hash(script),
-        connect="",
+        live=live,
+        **(_script(*_SCRIPTS) if live is None else _script(*_SCRIPTS, "live.js")),
         words=words,
         marks=MARKS,
         headline=_headline(result),
@@ -99,15 +98,17 @@ def build(result: Mapping[str, Any], whatif: WhatIf | None = None) -> str:
     )
 
 
-def _script(*names: str) -> str:
-    """The page's script: these files of the package, one after the other."""
+def live_script() -> dict[str, Markup | str]:
+    """The script by which a served page follows its run, and the hash that the content security policy knows it by."""
+    return _script("live.js")
+
+
+def _script(*names: str) -> dict[str, Markup | str]:
+    """These files of the package one after the other, and their hash."""
     folder = resources.files("idealmix.report")
-    return "\n".join(folder.joinpath(name).read_text(encoding="utf-8") for name in names)
-
-
-def _hash(script: str) -> str:
-    """What the content security policy knows a script by."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
+    text = "\n".join(folder.joinpath(name).read_text(encoding="utf-8") for name in names)
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return {"script": Markup(text), "script_hash": f"sha256-{digest}"}  # noqa: S704 (the project's own)
 
 
 def _headline(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,160 @@
+"""A run that is still going, as far as its finished phases tell: the same mapping as result.json, and what is done now.
+
+Flows in: a run folder (docs/files.md). Flows out: a result for the page, with the key ``under_way``; or None while round
+0 is not evaluated yet. Phases write whole files, so whatever is there can be read. No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from idealmix.config import Config
+from idealmix.decision import Decision, decide
+from idealmix.errors import InputError
+from idealmix.evaluation.set_loss import SetLoss, known
+from idealmix.rounds.folder import read_json
+from idealmix.rounds.goal import Goal, Losses
+
+
+def read_config(run: Path) -> Config:
+    """The resolved configuration of a run folder.
+
+    Raises:
+        InputError: it is damaged, or of another version.
+    """
+    path = run / "config.yaml"
+    try:
+        return Config.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError):
+        raise InputError(
+            "this is not the configuration of a run that this version can read", where=str(path)
+        ) from None
+
+
+def finished(run: Path) -> dict[str, float]:
+    """Seconds of every finished phase, by name, in the order in which they ended."""
+    markers = sorted((run / ".phases").rglob("*.done"), key=lambda marker: marker.stat().st_mtime_ns)
+    names = [marker.relative_to(run / ".phases").as_posix().removesuffix(".done") for marker in markers]
+    return {name: float(read_json(marker)["seconds"]) for name, marker in zip(names, markers)}
+
+
+def current(run: Path) -> list[str]:
+    """Phases that are begun and not finished."""
+    return sorted(
+        claim.relative_to(run).as_posix().removesuffix(".part.key") for claim in run.rglob("*.part.key")
+    )
+
+
+def partial(run: Path) -> dict[str, Any] | None:
+    """The result so far.
+
+    Raises:
+        InputError: a file is damaged.
+    """
+    config, done = read_config(run), finished(run)
+    folders = list(_evaluated(done))
+    if not folders:
+        return None
+    try:
+        return _partial(run, config, done, folders)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"a file of this run is of another version: {type(error).__name__} {error}", where=str(run)
+        ) from error
+
+
+def _partial(run: Path, config: Config, done: Mapping[str, float], folders: list[str]) -> dict[str, Any]:
+    halves = [_losses(run / where / "evaluation.json") for where in folders]
+    weights = {name: source.weight for name, source in config.references.items()}
+    goal = Goal(config.objective, weights, halves[0][0])
+    for name in done:
+        if name.startswith("round-0/replicate-") and not name.endswith(".json"):
+            goal.replicates.append(_losses(run / name / "evaluation.json")[0])
+    rounds, best = [], 0
+    for index, (where, (deciding, gradient)) in enumerate(zip(folders, halves)):
+        decision = _judged(config, goal, deciding, halves[best][0]) if index else None
+        if decision and (decision.outcome == "better" or config.method == "ideal-paper"):
+            best = index
+        rounds.append({
+            **_trained(run / where, done, where), "index": index,
+            "losses": {name: _figures(loss) for name, loss in deciding.items()},
+            "gradient_half_losses": {name: _figures(loss) for name, loss in gradient.items()},
+            "objective": {"value": goal.value(deciding).value, "se": known(goal.value(deciding).se)},
+            "difference": decision and {k: getattr(decision, k) for k in ("value", "se", "dof", "p")},
+            "difference_from_start": _from_start(goal, deciding) if index else None,
+            "decision": decision.outcome if decision else "start",
+            "reason": decision.reason if decision else "Round 0 is the first to beat.",
+        })  # fmt: skip
+    allocations = [r["allocation"] for r in rounds[:-1]]
+    for one, step in zip(rounds, [None, *allocations]):
+        one["m"] = step["m"] if step else config.allocation.m
+    base = _losses(run / "base/evaluation.json")[0] if "base/evaluation.json" in done else {}
+    return {
+        "format": 1, "name": run.resolve().name, "model": config.model, "method": config.method,
+        "budget": config.allocation.budget.model_dump(), "objective": config.objective,
+        "domains": list(config.domains), "references": list(config.references), "weights": weights, "rounds": rounds,
+        "base": {"losses": {name: _figures(loss) for name, loss in base.items()}},
+        "replicates": {"count": len(goal.replicates), "objectives": goal.seed_values(), "seed_sd_objective": goal.seed_spread()[0]},
+        "best": best, "ended": None, "final": None, "warnings": [], "facts": {},
+        "timing": {"total_s": round(sum(done.values()), 1), "phases": dict(done)},
+        "under_way": f"Under way: {len(rounds)} of at most {config.allocation.rounds} {'round' if config.allocation.rounds == 1 else 'rounds'} so far.",
+    }  # fmt: skip
+
+
+def _evaluated(done: Mapping[str, float]) -> Iterator[str]:
+    """Rounds that are evaluated, from round 0 on."""
+    index = 0
+    while f"round-{index}/evaluation.json" in done:
+        yield f"round-{index}"
+        index += 1
+
+
+def _trained(folder: Path, done: Mapping[str, float], where: str) -> dict[str, Any]:
+    """What a round trained on, and what was measured and allocated at it, if it was."""
+    domains, record = (
+        read_json(folder / "mixture.json")["domains"],
+        read_json(folder / "train" / "record.json"),
+    )
+    found = {key: record[key] for key in ("rows", "tokens", "supervised_tokens", "steps")}
+    found["counts"] = {name: part["rows"] for name, part in domains.items()}
+    for key in ("tokens", "supervised_tokens"):
+        found[f"{key}_by_domain"] = {name: part[key] for name, part in domains.items()}
+    for key in ("influence", "allocation"):
+        name = f"{where}/{key}.json"
+        found[key] = read_json(folder / f"{key}.json") if name in done else None
+    return found
+
+
+def _losses(path: Path) -> tuple[Losses, Losses]:
+    """Losses on the deciding and on the gradient halves."""
+    data = read_json(path)
+    deciding, gradient = (
+        {name: SetLoss.from_json(loss) for name, loss in data[half].items()}
+        for half in ("deciding", "gradient")
+    )
+    return deciding, gradient
+
+
+def _judged(config: Config, goal: Goal, new: Losses, incumbent: Losses) -> Decision:
+    limits = {name: (goal.rise(name, new), limit.max_increase) for name, limit in config.constraints.items()}
+    return decide(goal.difference(new, incumbent), limits)
+
+
+def _from_start(goal: Goal, new: Losses) -> dict[str, float | None]:
+    difference = goal.difference(new, goal.start)
+    error, freedom = difference.error()
+    return {"value": difference.value, "se": known(error), "dof": known(freedom)}
+
+
+def _figures(loss: SetLoss) -> dict[str, Any]:
+    return {
+        "mean": loss.mean,
+        "se": known(loss.se),
+        "rows": len(loss.row_ids),
+        "supervised_tokens": loss.tokens,
+    }

@@ -1,0 +1,159 @@
+"""The page of a run over HTTP, on the loopback address only.
+
+Flows in: a run folder. Flows out: two answers, the page at ``/`` and at ``/state`` a word that changes when a phase begins
+or ends; the page asks for it and loads itself again. The path of a request is compared with these two and used for
+nothing else. Requests that name another host are refused, so that no web page can reach the run by a name of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+from idealmix.errors import IdealmixError, InputError
+from idealmix.report import words
+from idealmix.report.page import build, check, live_script
+from idealmix.report.whatif import WhatIf, load
+from idealmix.rounds.folder import read_json
+from idealmix.view import progress
+
+
+def check_run(run: Path) -> None:
+    """Refuse what is no run folder.
+
+    Raises:
+        InputError: nothing is there, or something else.
+    """
+    mend = "give the folder that `idealmix run` wrote to (its config's `output`)"
+    if not run.is_dir():
+        raise InputError("there is no such run folder", where=str(run), mend=mend)
+    if not any((run / name).is_file() for name in ("result.json", *_COMPARISONS)):
+        if not (run / "config.yaml").is_file() or not (run / ".phases").is_dir():
+            raise InputError("this folder is not a run of idealmix", where=str(run), mend=mend)
+        progress.read_config(run)
+
+
+def state(run: Path) -> str:
+    """A word that changes whenever a phase of the run begins or ends, or its result is written."""
+    seen = [(name, (run / name).stat().st_mtime_ns) for name in _RESULTS if (run / name).is_file()]
+    markers = sorted((run / ".phases").rglob("*.done"))
+    seen += [(str(marker), marker.stat().st_mtime_ns) for marker in markers]
+    return hashlib.sha256(repr((seen, progress.current(run))).encode()).hexdigest()[:16]
+
+
+def page(run: Path, now: str) -> str:
+    """The run's page at the state `now`: its report, its comparison, or how far it has come."""
+    if (run / "result.json").is_file():
+        result = read_json(run / "result.json")
+        check(result)
+        return build(result, load(run, result), live=now)
+    for name in _COMPARISONS:
+        if (run / name).is_file():
+            from idealmix.comparison.page import build as build_comparison
+
+            return build_comparison(read_json(run / name), live=now)
+    result = progress.partial(run)
+    if result is not None:
+        result["under_way"] += _now(run)
+        return build(result, WhatIf(None, "They come when the run has ended."), live=now)
+    return _template("waiting.html", run, now, done=progress.finished(run), doing=_now(run))
+
+
+def serve(run: Path, port: int = 0) -> ThreadingHTTPServer:
+    """A server for a run on 127.0.0.1; `port` 0: a free one. The caller calls ``serve_forever``.
+
+    Raises:
+        InputError: it is no run, or the port is taken.
+    """
+    check_run(run)
+
+    class Handler(_Handler):
+        folder = run
+        hosts = frozenset[str]()
+
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"port {port} cannot be used: {error}",
+            where="--port",
+            mend="leave it out, and a free one is taken",
+        ) from None
+    Handler.hosts = frozenset(f"{host}:{port_of(server)}" for host in ("127.0.0.1", "localhost"))
+    server.daemon_threads = True
+    return server
+
+
+def port_of(server: ThreadingHTTPServer) -> int:
+    """The port that a server listens at."""
+    return int(server.socket.getsockname()[1])
+
+
+_COMPARISONS = ("comparison.json", "compare/comparison.json")
+_RESULTS = ("result.json", "draw.json", *_COMPARISONS)
+
+
+def _now(run: Path) -> str:
+    doing = progress.current(run)
+    return f" Now: {', '.join(doing)}." if doing else ""
+
+
+def _template(name: str, run: Path, now: str, **views: Any) -> str:
+    environment = Environment(
+        loader=ChoiceLoader([PackageLoader("idealmix.view", ""), PackageLoader("idealmix.report", "")]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name).render(
+        name=run.resolve().name, live=now, words=words, **live_script(), **views
+    )
+
+
+class _Handler(BaseHTTPRequestHandler):
+    folder: Path
+    hosts: frozenset[str]
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        if self.headers.get("Host", "") not in self.hosts:
+            self._answer(403, "This server answers only to 127.0.0.1 and localhost.")
+        elif self.path == "/state":
+            self._answer(200, state(self.folder))
+        elif self.path == "/":
+            now = state(self.folder)
+            try:
+                self._answer(200, page(self.folder, now), "text/html")
+            except (
+                IdealmixError
+            ) as error:  # a file is being replaced, or is damaged: the next state may be better
+                text = _template("waiting.html", self.folder, now, done={}, doing=f" {error.message()}")
+                self._answer(200, text, "text/html")
+        else:
+            self._answer(404, "There is only the page at /.")
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def _answer(self, status: int, text: str, kind: str = "text/plain") -> None:
+        body = text.encode()
+        self.send_response(status)
+        for name, value in (
+            ("Content-Type", f"{kind}; charset=utf-8"),
+            ("Content-Length", str(len(body))),
+            ("Cache-Control", "no-store"),
+            ("X-Content-Type-Options", "nosniff"),
+            ("Referrer-Policy", "no-referrer"),
+        ):
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Requests are not told."""
