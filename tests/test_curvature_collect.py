@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from curvature_helpers import VOCABULARY, Direct, rows, tiny
+from family_helpers import build
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -23,6 +24,7 @@ from idealmix.curvature import (
     sum_gradient,
 )
 from idealmix.curvature.factors import fit_factors
+from idealmix.curvature.task import CausalTask
 from idealmix.errors import IdealmixError, InputError
 
 
@@ -351,3 +353,24 @@ def test_progress_is_told():
     assert told == [
         (i + 1, len(batches), d) for d in ("covariances", "eigenvalues") for i in range(len(batches))
     ]
+
+
+@pytest.mark.parametrize("measured", ["linear", ["q_proj", "lm_head"]])
+def test_the_head_is_asked_for_labelled_columns_only_and_nothing_changes(measured, monkeypatch):
+    model = build("llama")
+    batches = make_batches(rows(), 40)
+    asked = []
+    model.lm_head.register_forward_pre_hook(lambda module, args: asked.append(args[0].shape[1]))
+    found = sum_gradient(Collector(model, select_layers(model, measured)), batches)
+    labelled = [int((batch.labels[:, 1:] != -100).any(0).sum()) for batch in batches]
+    whole = [batch.input_ids.shape[1] for batch in batches]
+    assert labelled != whole
+    # the last ones: before them the collector checks itself
+    assert asked[-len(batches) :] == (labelled if measured == "linear" else whole)
+    monkeypatch.setattr(
+        CausalTask, "scores", lambda self, model, batch, where: self.logits(model, batch)[where]
+    )
+    plain = sum_gradient(Collector(model, select_layers(model, measured)), batches)
+    for name, matrix in plain.matrices.items():
+        torch.testing.assert_close(found.matrices[name], matrix, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(found.rows.sums, plain.rows.sums)

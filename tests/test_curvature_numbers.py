@@ -19,6 +19,7 @@ from idealmix.curvature.ekfac import Ekfac
 from idealmix.curvature.kfac import Kfac
 from idealmix.curvature.labels import sample, uniforms
 from idealmix.curvature.layers import Layer
+from idealmix.curvature.precision import gram
 from idealmix.errors import IdealmixError
 
 
@@ -225,3 +226,16 @@ def test_the_metric_survives_moments_of_zero():
     away = torch.outer(found.r, found.c)[[0, 1, 3]][:, [0, 1, 2, 4, 5]]
     assert (away - 1).abs().max() < 0.5
     assert isinstance(found, Metric)
+
+
+# --- sums --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "size", [1, 128, 129, 300, 1100]
+)  # one panel, panels that do not divide it, wider panels
+def test_the_sum_by_panels_is_the_whole_sum(size):
+    torch.manual_seed(0)
+    x, weights = torch.randn(3, 5, size, dtype=torch.float64), torch.tensor([1.0, 2.0, 0.5])
+    expected = torch.einsum("bmp,bmq,b->pq", x, x, weights.double())
+    torch.testing.assert_close(gram(x, weights), expected, rtol=1e-12, atol=1e-12)

@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,7 @@ class Collector:
         self.model, self.layers = unwrapped(model), list(layers)
         self.task: Task = task or CausalTask()
         self.processes = processes or Processes()
+        self.measures_head = _measures_head(self.model, self.layers)
         self._progress = progress or (lambda done, total, detail: None)
         self._sharded = is_sharded(model)
         self._verified = self._sharded  # autograd's gradients are in shards there
@@ -195,6 +197,16 @@ class Collector:
             for rank in range(self.processes.size)
         ]
         return max(passes) - passes[self.processes.rank]
+
+
+def _measures_head(model: nn.Module, layers: Sequence[Layer]) -> bool:
+    """A measured layer is the output head or inside it; True where it is not known which module that is."""
+    ask: Any = getattr(model, "get_output_embeddings", None)
+    head = ask() if callable(ask) else None
+    if not isinstance(head, nn.Module):
+        return True
+    inside = set(head.modules())
+    return any(module in inside for layer in layers for module in layer.modules)
 
 
 def _eager() -> AbstractContextManager[object]:

@@ -23,7 +23,7 @@ from idealmix.curvature.basis import Bases
 from idealmix.curvature.batch import Batch
 from idealmix.curvature.collect import Collector, Losses, Signal
 from idealmix.curvature.layers import Layer
-from idealmix.curvature.precision import product, wide
+from idealmix.curvature.precision import gram, wide
 from idealmix.curvature.processes import Processes
 from idealmix.errors import IdealmixError
 
@@ -92,7 +92,7 @@ class FactorSums:
 
     def covariance(self, x: Tensor, weights: Tensor) -> Tensor:
         """Weighted sum over rows and positions of x x'."""
-        return product(x, weighted(x, weights))
+        return gram(x, weights)
 
     def zeros(self, size: int, like: Tensor) -> Tensor:
         """Where a sum begins: float32 or better."""
@@ -158,31 +158,31 @@ class EigenvalueSums:
         return total
 
     def _rotated(self, signal: Signal) -> Iterator[tuple[slice, Tensor]]:
-        """Each sequence's gradient in the eigenbasis, by the cheaper of two orders.
+        """Each sequence's gradient in the eigenbasis: each side turned by the cheaper of two orders.
 
-        Tokens first: B M (d_in^2 + d_out^2) multiplications for the rotations; gradients first:
-        B d_in d_out (d_in + d_out). Both then need B M d_in d_out for the products.
+        The inputs' side costs M d_in^2 multiplications a row by tokens (once for layers that share it), d_out d_in^2 by
+        gradients; the outputs' side M d_out^2 or d_in d_out^2. The products need M d_in d_out in every order.
         """
         basis, layer = self.bases[signal.layer.name], signal.layer
         QA, QS = basis.into()
         length = signal.a.shape[1]
-        tokens_first = length * (layer.d_in**2 + layer.d_out**2) <= layer.d_in * layer.d_out * (
-            layer.d_in + layer.d_out
-        )
         a, s = signal.a, signal.s.to(QS.dtype)
-        if tokens_first:
-            a, s = (
-                self._turn(signal.a, QA, layer.name if basis.metric else self.bases.leaders[layer.name]),
-                s @ QS,
-            )
+        leader = layer.name if basis.metric else self.bases.leaders[layer.name]
+        turns_a, turns_s = length <= layer.d_out or self._has(a, leader), length <= layer.d_in
+        a = self._turn(a, QA, leader) if turns_a else a
+        s = s @ QS if turns_s else s
         step = max(1, HELD // (layer.d_in * layer.d_out))
         for begin in range(0, len(s), step):
             rows = slice(begin, begin + step)
             gradients = s[rows].mT @ a[rows].to(s.dtype)
-            yield rows, gradients if tokens_first else QS.T @ gradients @ QA
+            gradients = gradients if turns_a else gradients @ QA
+            yield rows, gradients if turns_s else QS.T @ gradients
+
+    def _has(self, a: Tensor, leader: str) -> bool:
+        return self._turned is not None and self._turned[0] is a and self._turned[1] == leader
 
     def _turn(self, a: Tensor, QA: Tensor, leader: str) -> Tensor:
-        if self._turned is None or self._turned[0] is not a or self._turned[1] != leader:
+        if self._turned is None or not self._has(a, leader):
             self._turned = a, leader, a.to(QA.dtype) @ QA
         return self._turned[2]
 

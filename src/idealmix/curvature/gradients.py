@@ -130,7 +130,7 @@ class GradientSums:
 
     def add(self, name: str, term: Tensor) -> None:
         """Add a (d_out, d_in) term, weights included, to a layer's sum."""
-        self._sums[name] = self._sums[name] + term if name in self._sums else term
+        self._sums[name] = self._sums[name].add_(term) if name in self._sums else term
 
     def total(self, losses: list[Losses], processes: Processes) -> SumGradient:
         """Sums over all processes."""

@@ -81,13 +81,11 @@ class Pass:
             for module in layer.modules
         ]
         try:
-            logits = self._of.task.logits(self._of.model, self._batch)
-            sums, supervised = self._loss(logits, label_seed)
+            sums, supervised = self._loss(label_seed)
             self._forward = False
             self._leaders = _leaders(self._of.layers, self._inputs)
             if not self._inputs or not sums.requires_grad:
                 raise _detached()
-            del logits
             sums.sum().backward()
         finally:
             for handle in handles:
@@ -105,12 +103,15 @@ class Pass:
             self._positions.real.sum(1).cpu(),
         )
 
-    def _loss(self, logits: Tensor, label_seed: int | None) -> tuple[Tensor, Tensor]:
+    def _loss(self, label_seed: int | None) -> tuple[Tensor, Tensor]:
         """Summed loss of each row, and where it is supervised."""
-        batch = self._batch
-        targets = self._of.task.targets(batch)
+        batch, task, model = self._batch, self._of.task, self._of.model
+        targets = task.targets(batch)
         supervised = self._of.supervised(batch, targets)
-        scores = logits[supervised]
+        if self._of.measures_head:  # its positions are then all of the batch's
+            scores = task.logits(model, batch)[supervised]
+        else:
+            scores = task.scores(model, batch, supervised)
         scores = scores.to(wide(scores.dtype))
         chosen = targets[supervised]
         rows = supervised.nonzero()[:, 0]

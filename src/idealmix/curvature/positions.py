@@ -40,6 +40,7 @@ class Positions:
 
     def __init__(self, real: Tensor, all_real: bool) -> None:
         self.real, self.all_real = real, all_real
+        self._masks: dict[int, Tensor] = {}  # by positions
         self._in_order: set[Any] = (
             set()
         )  # nodes of the graph whose (B * L, d) results are rows one after the other
@@ -79,11 +80,14 @@ class Positions:
         """(B, M, d) of all calls one after the other, zero at pads."""
         x = calls[0] if len(calls) == 1 else torch.cat(calls, 1)
         # filled, not multiplied: what stands at a pad may be NaN
-        return x if self.all_real else x.masked_fill(~self.mask(x), 0)
+        return x if self.all_real else torch.where(self.mask(x), x, x.new_zeros(()))
 
     def mask(self, x: Tensor) -> Tensor:
         """(B, M, 1) bool: real positions of a (B, M, d) tensor."""
-        return self.real.repeat(1, x.shape[1] // self.real.shape[1])[:, :, None]
+        length = x.shape[1]
+        if length not in self._masks:
+            self._masks[length] = self.real.repeat(1, length // self.real.shape[1])[:, :, None]
+        return self._masks[length]
 
     def _viewed(self, x: Tensor) -> bool:
         base = x._base

@@ -6,7 +6,8 @@ Flows in: a module and a batch. Flows out: logits (B, L, V) and targets (B, L). 
 
 from __future__ import annotations
 
-from typing import Protocol
+import inspect
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,10 @@ class Task(Protocol):
         """(B, L) class for each position's logits; -100 where there is no loss."""
         ...
 
+    def scores(self, model: nn.Module, batch: Batch, where: Tensor) -> Tensor:
+        """``logits(model, batch)[where]``, (N, V), perhaps without making the others; where: (B, L) bool."""
+        ...
+
 
 class CausalTask:
     """A causal language model with transformers' call: position t predicts the token at t + 1."""
@@ -38,6 +43,15 @@ class CausalTask:
         ignored = torch.full_like(batch.labels[:, :1], IGNORED)
         return torch.cat([batch.labels[:, 1:], ignored], 1)
 
+    def scores(self, model: nn.Module, batch: Batch, where: Tensor) -> Tensor:
+        """(N, V). The head is a large part of a small model: it is applied where some row has a label, if it can be."""
+        columns = where.any(0).nonzero()[:, 0]
+        if not len(columns) or not _selects(model):
+            return self.logits(model, batch)[where]
+        asked = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        logits = model(**asked, use_cache=False, logits_to_keep=columns).logits
+        return logits[where[:, columns]]
+
 
 class LabelTask:
     """Any module that maps ``batch.input_ids`` to (B, L, V) scores for the labels as they stand (no shift)."""
@@ -49,3 +63,14 @@ class LabelTask:
     def targets(self, batch: Batch) -> Tensor:
         """The labels themselves."""
         return batch.labels
+
+    def scores(self, model: nn.Module, batch: Batch, where: Tensor) -> Tensor:
+        """(N, V)."""
+        return self.logits(model, batch)[where]
+
+
+def _selects(model: nn.Module) -> bool:
+    """Its forward takes the positions whose logits are wanted, as most of transformers' do."""
+    inside: Any = getattr(model, "get_base_model", None)  # peft hands the argument on
+    forward = inside().forward if callable(inside) else model.forward
+    return "logits_to_keep" in inspect.signature(forward).parameters
