@@ -35,9 +35,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def ask(folder: Path, question: str, rows: int | None = None) -> dict[str, Any]:
+def ask(folder: Path, question: str, rows: int | None = None, **seeds: int) -> dict[str, Any]:
     settings = configfile.load(folder / "config.yaml", [])
-    answer, page = diagnose(settings, question, Silent(), rows)
+    answer, page = diagnose(settings, question, Silent(), rows, **seeds)
     assert page.is_file()
     stored = json.loads((page.parent / f"{question}.json").read_text(encoding="utf-8"))
     assert stored == json.loads(json.dumps(answer.to_json()))
@@ -57,6 +57,18 @@ def test_without_a_run_round_0_is_trained_and_is_the_runs_own(folder: Path) -> N
     result = run_rounds(configfile.load(folder / "config.yaml", []), Silent())
     assert trained.read_bytes() == before
     assert ask(folder, "conflict")["facts"]["Round"].startswith(f"{result['best']},")
+
+    parts = ask(folder, "reference")["figures"]
+    assert parts["reference_rows"] == {"count": 20, "swap": 20}
+    assert parts["sizes"]["0.25"]["rows"] == {"count": 5, "swap": 5}
+    assert parts["sizes"]["0.5"]["cosine"] > parts["sizes"]["0.1"]["cosine"]
+    firm = ask(folder, "stability", seeds=1, trainings=1)["figures"]
+    kinds = {"damping × 0.01", "damping × 100", "rows and labels, seed 1", "training, seed 1"}
+    assert kinds <= set(firm["agreement"])
+    other = 1 - result["best"]
+    measured = result["rounds"][other]["influence"] is not None
+    assert (f"round {other}" in firm["agreement"]) == measured
+    assert all(abs(sum(shares.values()) - 1) < 1e-9 for shares in firm["shares"].values())
 
     page = (folder / "run" / "diagnose" / "diagnosis.html").read_text(encoding="utf-8")
     assert "Who helps and who hurts whom" in page

@@ -224,6 +224,13 @@ def diagnose(
     noise: Annotated[
         bool, typer.Option("--noise", help="The most helpful and the most harmful training rows.")
     ] = False,
+    reference: Annotated[
+        bool,
+        typer.Option("--reference", help="How many reference rows are enough, and does it matter which."),
+    ] = False,
+    stability: Annotated[
+        bool, typer.Option("--stability", help="What damping, seeds and rounds do to the mixture.")
+    ] = False,
     fidelity: Annotated[
         bool, typer.Option("--fidelity", help="How near the curvatures come to the exact one.")
     ] = False,
@@ -235,16 +242,29 @@ def diagnose(
             help="--noise: rows listed of each domain (10); --fidelity: rows of each set, at most (24).",
         ),
     ] = None,
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=0, help="--stability: other seeds of the measurement.")
+    ] = 2,
+    trainings: Annotated[
+        int,
+        typer.Option("--trainings", min=0, help="--stability: other seeds of the training, trained anew."),
+    ] = 0,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer one question about a run at its best round; without a run, train round 0 and ask there.
 
-    All but --fidelity cost about one influence stage. --fidelity solves one linear system for each reference set, each by
-    some tens to hundreds of passes over the sampled rows: minutes for a model of a million parameters, out of reach for
-    billions.
+    All but --fidelity cost about one influence stage; --stability one more for each seed. --fidelity solves one linear
+    system for each reference set, each by some tens to hundreds of passes over the sampled rows: minutes for a model of a
+    million parameters, out of reach for billions.
     """
-    asked = {"conflict": conflict, "noise": noise, "fidelity": fidelity}
+    asked = {
+        "conflict": conflict,
+        "noise": noise,
+        "reference": reference,
+        "stability": stability,
+        "fidelity": fidelity,
+    }
     chosen = [name for name, given in asked.items() if given]
     if len(chosen) != 1:
         raise InputError(
@@ -256,7 +276,7 @@ def diagnose(
 
     settings = configfile.load(config, overrides or [])
     with _watching(as_json) as (terminal, _), _located(config):
-        answer, page = ask(settings, chosen[0], terminal, rows)
+        answer, page = ask(settings, chosen[0], terminal, rows, seeds=seeds, trainings=trainings)
         answer.show(terminal)
     if as_json:
         _print_json(answer.to_json())

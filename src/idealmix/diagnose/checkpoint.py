@@ -18,6 +18,7 @@ import numpy as np
 from idealmix.allocation import Allocation, allocate
 from idealmix.config import Config
 from idealmix.data.mixture import Mixture
+from idealmix.diagnostics.conclusions import Conclusions
 from idealmix.evaluation.set_loss import SetLoss
 from idealmix.influence_matrix import InfluenceMatrix
 from idealmix.influence_rows import Measured
@@ -108,6 +109,11 @@ class Checkpoint:
         if not settings.budget.hold:
             return step
         return self._drawn.hold(step, self._drawn.amount(counts), settings.max_repeats)
+
+    def conclusions(self, matrix: InfluenceMatrix) -> Conclusions:
+        """What a matrix concludes, its step included."""
+        step = self.step(matrix)
+        return Conclusions.of(matrix, self.weights, step, self.shares(step.counts))
 
     def shares(self, counts: Mapping[str, int]) -> dict[str, float]:
         """Each domain's share of the volume of these counts, in the budget's unit."""

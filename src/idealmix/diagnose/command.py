@@ -15,17 +15,28 @@ from idealmix.diagnose.conflict import conflict
 from idealmix.diagnose.fidelity import fidelity
 from idealmix.diagnose.noise import noise
 from idealmix.diagnose.page import write
+from idealmix.diagnose.reference import reference
+from idealmix.diagnose.stability import stability
 from idealmix.rounds.watch import Watch
 
-FIDELITY_ROWS, LISTED_ROWS = 24, 10
+FIDELITY_ROWS, LISTED_ROWS, SEEDS = 24, 10, 2
 
 
-def diagnose(config: Config, question: str, watch: Watch, rows: int | None = None) -> tuple[Answer, Path]:
+def diagnose(
+    config: Config,
+    question: str,
+    watch: Watch,
+    rows: int | None = None,
+    *,
+    seeds: int = SEEDS,
+    trainings: int = 0,
+) -> tuple[Answer, Path]:
     """Ask.
 
     Args:
         question: ``fidelity``, ``reference``, ``conflict``, ``noise`` or ``stability``.
         rows: for fidelity, of each set, at most (None: 24); for noise, how many are listed (None: 10).
+        seeds, trainings: for stability, see there.
 
     Returns:
         The answer and the page's path.
@@ -38,6 +49,10 @@ def diagnose(config: Config, question: str, watch: Watch, rows: int | None = Non
         answer = fidelity(at, rows or FIDELITY_ROWS)
     elif question == "conflict":
         answer = conflict(at)
+    elif question == "reference":
+        answer = reference(at)
+    elif question == "stability":
+        answer = stability(at, seeds, trainings)
     else:
         answer = noise(at, rows or LISTED_ROWS)
     folder = Path(config.output) / "diagnose"

@@ -1,0 +1,153 @@
+"""``idealmix diagnose --stability``: what damping, seeds and rounds do to the step.
+
+Flows in: a checkpoint, numbers of seeds. Flows out: an `Answer`. All dampings come out of one stage; every seed of the rows'
+sample and of the labels costs one more, every training seed a training and a stage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from idealmix.data.mixture import Mixture
+from idealmix.diagnose.answer import Answer, Table
+from idealmix.diagnose.checkpoint import Checkpoint
+from idealmix.diagnostics.conclusions import Agreement, Conclusions
+from idealmix.influence_matrix import InfluenceMatrix
+from idealmix.report import words
+from idealmix.rounds.folder import RunFolder, read_json
+from idealmix.rounds.loop import SEED_STRIDE
+from idealmix.rounds.phases import Phases
+from idealmix.rounds.team import Team
+from idealmix.training.record import TrainingRecord
+
+TIMES = (0.01, 0.1, 1.0, 10.0, 100.0)
+"""Multiples of the damping."""
+
+
+def stability(at: Checkpoint, seeds: int, trainings: int) -> Answer:
+    """Measure under other dampings and seeds, and look at the run's other rounds.
+
+    Args:
+        seeds: other seeds of the rows' sample and of the sampled labels.
+        trainings: other seeds of the training, drawn, trained and measured anew.
+    """
+    settings = at.config.influence
+    sweeps = settings.curvature in ("ekfac", "kfac") and settings.response == "converged"
+    dampings = [settings.damping * times for times in TIMES] if sweeps else []
+    stage = at.measure("measuring influence" + (" at every damping" if sweeps else ""), dampings=dampings)
+    default = stage[TIMES.index(1.0)] if sweeps else stage[0]
+    yardstick = at.conclusions(default.matrix)
+    others: dict[str, Conclusions] = {
+        f"damping × {times:g}": at.conclusions(each.matrix)
+        for times, each in zip(TIMES, stage if sweeps else [])
+        if times != 1.0
+    }
+    for number in range(1, seeds + 1):
+        (each,) = at.measure(
+            f"measuring influence, seed {number} of {seeds}", seed=at.config.seed + number * SEED_STRIDE
+        )
+        others[f"rows and labels, seed {number}"] = at.conclusions(each.matrix)
+    for number in range(1, trainings + 1):
+        again = _trained(at, number)
+        (each,) = again.measure(f"measuring influence, training {number} of {trainings}")
+        others[f"training, seed {number}"] = at.conclusions(each.matrix)
+    others |= _rounds(at)
+    found = {name: Agreement.of(each, yardstick) for name, each in others.items()}
+    return Answer(
+        question="stability",
+        headline=_headline(found, yardstick),
+        tables=[_table(found), _shares(at, yardstick, others)],
+        notes=[
+            f"The yardstick is this round's own step (damping {settings.damping:g}, seed {at.config.seed}), with m = {at.config.allocation.m:g}. "
+            "Volume elsewhere: the share of the volume that the other step puts into other domains.",
+            "Rows and labels: which rows are sampled, and which labels the curvature draws. Training: which rows are drawn and their order; "
+            "the round is trained anew (--trainings). Rounds: each measured round's own step, from its own mixture; it should differ "
+            "as the mixture moves on, but not turn back.",
+            *([] if sweeps else ["This curvature and response have no damping that could be swept."]),
+        ],
+        figures={
+            "agreement": {name: each.to_json() for name, each in found.items()},
+            "shares": {"yardstick": yardstick.shares, **{name: each.shares for name, each in others.items()}},
+            "moves": {"yardstick": yardstick.moves, **{name: each.moves for name, each in others.items()}},
+            "warnings": list(default.matrix.warnings),
+        },
+        facts=at.facts,
+    )
+
+
+def _trained(at: Checkpoint, number: int) -> Checkpoint:
+    """The same counts with another seed: drawn, ordered and trained anew; kept in the run's ``diagnose`` folder."""
+    seed, where = at.config.seed + number * SEED_STRIDE, f"training-{number}"
+    folder = RunFolder(Path(at.config.output) / "diagnose", at.watch.warn)
+    with folder.locked():
+        phases = Phases(at.config, at.inputs, folder, Team(), at.watch)
+        mixed = phases.mix(where, at.mixture.counts, seed)
+        steps = at.record.steps if at.config.allocation.budget.hold else None
+        trained = phases.train(where, mixed, seed, steps or None)
+    return replace(
+        at,
+        mixture=Mixture.read(mixed.artifact.path, at.inputs.domains),
+        record=TrainingRecord.read(trained.artifact.path / "record.json"),
+        folder=trained.artifact.path,
+    )
+
+
+def _rounds(at: Checkpoint) -> dict[str, Conclusions]:
+    """Every other round of a finished run whose influence was measured."""
+    path = Path(at.config.output) / "result.json"
+    if not path.is_file():
+        return {}
+    found = {}
+    for one in read_json(path)["rounds"]:
+        if one["influence"] and one["index"] != at.index:
+            where = Path(at.config.output) / f"round-{one['index']}"
+            there = replace(at, mixture=Mixture.read(where / "mixture.json", at.inputs.domains))
+            found[f"round {one['index']}"] = there.conclusions(InfluenceMatrix.from_json(one["influence"]))
+    return found
+
+
+def _headline(found: dict[str, Agreement], yardstick: Conclusions) -> str:
+    if not any(yardstick.moves.values()):
+        same = sum(each.same_movers for each in found.values())
+        return f"The step moves nothing; of {len(found)} variations {same:.0f} move nothing either."
+    worst = max(found, key=lambda name: found[name].apart)
+    turned = [name for name, each in found.items() if each.turned > 0]
+    text = f"The largest change of the step comes from {worst}: {words.percent(found[worst].apart)} of the volume lies elsewhere."
+    return f"{text} {'No sign is turned.' if not turned else 'Signs are turned by ' + words.listing(turned) + '.'}"
+
+
+def _table(found: dict[str, Agreement]) -> Table:
+    columns = [
+        "changed",
+        "cosine of slopes",
+        "signs told",
+        "signs turned",
+        "same movers",
+        "volume elsewhere",
+        "± ×",
+    ]
+    rows = [
+        [
+            name,
+            words.number(each.cosine, 3),
+            words.percent(each.told) if np.isfinite(each.told) else "–",
+            words.percent(each.turned) if np.isfinite(each.turned) else "–",
+            "yes" if each.same_movers else "no",
+            words.percent(each.apart),
+        ]
+        for name, each in found.items()
+    ]
+    return "The step under other dampings, seeds and in other rounds, against this round's own", columns, rows
+
+
+def _shares(at: Checkpoint, yardstick: Conclusions, others: dict[str, Conclusions]) -> Table:
+    """Each domain's share of the volume after each step."""
+    names = list(yardstick.shares)
+    before = at.shares(at.mixture.counts)
+    rows = [["now", *(words.percent(before[name]) for name in names)]]
+    for label, each in {"the step": yardstick, **others}.items():
+        rows.append([label, *(words.percent(each.shares[name]) for name in names)])
+    return "Shares of the volume after each step", ["step", *names], rows
