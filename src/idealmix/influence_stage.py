@@ -60,11 +60,11 @@ Progress = Callable[[int, int, str], None]
 """Called with parts done, parts in all, and what is being done."""
 
 # What the curvature rests on where there are more: tokens for each dimension of the widest layer, and rows
-# (docs/decisions.md, 24).
+# (docs/decisions.md, 24; python -m benchmarks.curvature_rows).
 TOKENS_PER_DIMENSION = 32
-CURVATURE_ROWS = 256
-# Matrices that take less than this, in bytes, always lie in memory.
-SMALL = 2**30
+CURVATURE_ROWS = 128
+# Matrices that take less than this, in bytes, always lie in memory: less than what importing torch takes.
+SMALL = 2**26
 
 
 def measure(
