@@ -113,7 +113,7 @@ class Fake:
 
     def __init__(self, world: World, inputs: Any, config: Config) -> None:
         self.world, self.inputs, self.config = world, inputs, config
-        self.names = tuple(inputs.domains)
+        self.names, self.scored = tuple(inputs.domains), True
 
     def mix(self, _where: str, counts: Mapping[str, int], _seed: int) -> Any:
         tokens = {name: 10 * n for name, n in counts.items()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,8 @@ class Slopes:
 
     Arrays are (D,) in the order of `domains`. `growth` is from unused pool rows, NaN where the pool is exhausted;
     `drawn` is from the mixture's rows (shrinking, and growth by repetition), NaN where the domain is empty.
-    `se` are population standard errors, `dof` their degrees of freedom (inf: normal).
+    `se` are population standard errors, `dof` their degrees of freedom (inf: normal). `whole` is the slope when all
+    domains grow alike and nothing gives way, nats per doubling of the mixture; NaN: not known.
     """
 
     domains: Sequence[str]
@@ -36,12 +37,14 @@ class Slopes:
     drawn: Array
     drawn_se: Array
     drawn_dof: Array
+    whole: float = field(default=math.nan, kw_only=True)
 
     def sorted(self, names: Sequence[str]) -> Slopes:
         """The same slopes in the order of `names`."""
         at = [list(self.domains).index(n) for n in names]
         fields = ("growth", "growth_se", "growth_dof", "drawn", "drawn_se", "drawn_dof")
-        return Slopes(names, *(np.asarray(getattr(self, f), dtype=float)[at] for f in fields))
+        moved = (np.asarray(getattr(self, f), dtype=float)[at] for f in fields)
+        return Slopes(names, *moved, whole=self.whole)
 
     def predict(self, beta: Array) -> tuple[float, float]:
         """First-order change of the loss under relative changes `beta`, and its standard error (domains as independent)."""

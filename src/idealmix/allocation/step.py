@@ -14,6 +14,7 @@ import numpy as np
 from idealmix import config
 from idealmix.allocation.inputs import per_domain, weights
 from idealmix.allocation.outcome import Allocation, Move
+from idealmix.allocation.rules import wanted
 from idealmix.allocation.words import note_of, reason_of
 from idealmix.certainty import holm, p_text, p_value
 from idealmix.slopes import Limit, Mask, Slopes, chosen
@@ -39,7 +40,7 @@ def allocate(
        Without unused rows: the drawn.
     2. The gate: a domain moves only where |slope| exceeds t se at the family-wise 5% level (Holm over all domains;
        two-sided t, which also covers that the kind of rows is chosen by its sign).
-    3. ``scaled`` (IDEAL, arXiv 2505.12762, section 4.1): beta_i = - m slope_i / max |slope| over the movers.
+    3. The rule (`rules`) says how far each mover wants to go, by a relative change of m at most.
     4. A held budget: growers take what shrinkers give. The side that wants more is scaled down, so that signs
        follow slopes and no domain changes by more than m; all other counts stay as they are. If only one side
        moves, it trades with the rest of the domains, in proportion to their volumes. Free volume: as it is.
@@ -75,7 +76,10 @@ def allocate(
     ]
     notes = ["stays: its influence's error is not known" if u else note for u, note in zip(unknown, notes)]
     movers = ~np.isnan(slope) & ~gated & (slope != 0)
-    beta = np.where(movers, -m * (slope / np.max(np.abs(slope[movers]), initial=1e-300)), 0.0)
+    share = volume / max(float(volume.sum()), 1e-300)
+    beta = wanted(settings.rule, slope, share, movers, m, slopes.whole)
+    turned = beta * np.nan_to_num(slope) > 0
+    notes = [f"{note}, but much less than of the others" if t else note for t, note in zip(turned, notes)]
 
     if not hold:
         total = float(np.clip((1 + beta) * volume, 0, settings.max_repeats * size * weight).sum())
@@ -83,9 +87,9 @@ def allocate(
     lower, upper = np.minimum(lower, n), np.maximum(upper, n)  # never worse than where it stands
     room = ((upper - n) * weight, (n - lower) * weight)
 
-    def step(wanted: Array, frozen: Mask) -> Array:
-        wanted = np.where(frozen, 0.0, wanted)
-        return _exchange(wanted, volume, room, frozen) if hold else _free(wanted, volume, room)
+    def step(beta: Array, frozen: Mask) -> Array:
+        beta = np.where(frozen, 0.0, beta)
+        return _exchange(beta, volume, room, frozen) if hold else _free(beta, volume, room)
 
     change, said = _within_limits(beta, step, volume, slopes, limits, calibration, names)
     moved = np.abs(change) > 1e-9 * max(total, 1.0)
@@ -93,8 +97,8 @@ def allocate(
     if hold and moved.any():
         left = total - float(volume[~moved].sum())
         low, high = np.where(change > 0, n, lower), np.where(change > 0, upper, n)  # rounding flips no sign
-        wanted = n + change / weight
-        rows[moved] = whole_rows(wanted[moved], weight[moved], left, low[moved], high[moved])
+        real_rows = n + change / weight
+        rows[moved] = whole_rows(real_rows[moved], weight[moved], left, low[moved], high[moved])
     elif moved.any():
         rows[moved] = np.clip(nearest(n + change / weight), lower, upper)[moved]
 

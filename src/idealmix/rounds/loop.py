@@ -238,7 +238,8 @@ def objective_slopes(goal: Goal, at: Round, *, drawn_only: bool) -> Slopes:
 def slopes_of(matrix: InfluenceMatrix, weights: Mapping[str, float]) -> Slopes:
     """A weighted sum of the matrix's rows, with errors that know the references' covariance."""
     unused, drawn = (matrix.weighted(weights, rows=rows) for rows in ("unused", "drawn"))
-    return Slopes(matrix.domains, *map(np.asarray, (*unused, *drawn)))
+    by_domain = replace(matrix, centred=False).weighted(weights, rows="drawn").value
+    return Slopes(matrix.domains, *map(np.asarray, (*unused, *drawn)), whole=float(np.nansum(by_domain)))
 
 
 def _limits(story: Story, at: Round) -> list[Limit]:

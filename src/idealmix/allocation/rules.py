@@ -1,0 +1,77 @@
+"""The rules: how far each mover wants to go, before budget, bounds and limits.
+
+Flows in: the movers' slopes, their shares of the budget, m. Flows out: relative changes of volume, beta (D,), 0 for all
+others. No rule asks a domain to grow by more than m, or to shrink by more than m (``scaled``) or m / (1 + m).
+
+A slope is by beta, the log of a volume. What a held budget buys is told by slope / share, the loss's derivative by share: of
+two domains with equal slopes the smaller one gains as much for fewer tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from idealmix.slopes import Mask
+from idealmix.volumes import Array, fill
+
+Rule = Literal["scaled", "exponentiated", "equalise"]
+
+RETURNS = 0.7
+"""1 / (1 + p) with p = 0.43: how losses fall with a domain's volume (`equalise`)."""
+
+
+def wanted(rule: Rule, slope: Array, share: Array, movers: Mask, m: float, whole: float) -> Array:
+    """The changes that a rule asks for, (D,).
+
+    Args:
+        slope: the loss's slope by beta, with the budget held where it is (NaN allowed where nothing moves).
+        share: of the budget, now.
+        movers: whose slope stands out of its error.
+        m: largest relative change.
+        whole: the loss's slope when all domains grow alike and nothing gives way (only `equalise` asks).
+    """
+    beta = np.zeros(len(slope))
+    if not movers.any():
+        return beta
+    steps = {"scaled": _scaled, "exponentiated": _exponentiated}
+    if rule == "equalise":
+        beta[movers] = _equalise(slope[movers], share[movers], m, whole)
+    else:
+        beta[movers] = steps[rule](slope[movers], share[movers], m)
+    return beta
+
+
+def _scaled(slope: Array, _share: Array, m: float) -> Array:
+    """beta_i = - m slope_i / max |slope| (IDEAL, arXiv 2505.12762, section 4.1)."""
+    return -m * (slope / np.max(np.abs(slope)))
+
+
+def _exponentiated(slope: Array, share: Array, m: float) -> Array:
+    """Shares times exp(- eta dL/dshare), eta such that the largest factor is 1 + m, up or down.
+
+    The exponentiated gradient of Kivinen and Warmuth (1997), Information and Computation 132.
+    """
+    by_share = slope / share
+    return np.expm1(-np.log1p(m) * (by_share / np.max(np.abs(by_share))))
+
+
+def _equalise(slope: Array, share: Array, m: float, whole: float) -> Array:
+    """Towards equal gains for each unit of the budget: factors c (gain_i / mean gain)^(1 / (1 + p)), within 1 + m up or down.
+
+    Where the losses are sums of powers of single domains' volumes, L = sum_j a_j n_j^-p, it leads to the best mixture in one
+    step, from anywhere: gain_i = p a_i n_i^(-p - 1), so n_i gain_i^(1 / (1 + p)) does not depend on n_i and is in
+    proportion to the best volumes. The gains' common scale cancels; the slopes may be wrong by any factor. With a held
+    budget slope_i = - share_i (gain_i - mean gain), and the mean gain is - `whole`. Where that is not above zero there is no
+    scale, and each goes to its bound. c keeps the movers' sum; what the others give may turn a domain of nearly the mean
+    gain round.
+    """
+    grows = slope < 0
+    if whole < 0:
+        factor = np.clip(1 + slope / share / min(whole, -1e-300), 0.0, 1e300) ** RETURNS
+    else:
+        factor = np.where(grows, 1 + m, 0.0)
+    if grows.all() or not grows.any():  # it will trade with the rest
+        return np.clip(factor, 1 / (1 + m), 1 + m) - 1
+    return fill(share * factor, share / (1 + m), share * (1 + m), float(share.sum())) / share - 1
