@@ -185,7 +185,11 @@ class Budget(Settings):
 class Allocation(Settings):
     """How counts follow from influence."""
 
-    rule: Literal["scaled"] = Field("scaled", description="beta_i = - m slope_i / max |slope| (the paper)")
+    rule: Literal["scaled", "exponentiated", "equalise"] = Field(
+        "scaled",
+        description="scaled: beta_i = - m slope_i / max |slope| (the paper); exponentiated: shares times exp(- eta dL/dshare); "
+        "equalise: towards equal gains for each token (needs a held budget)",
+    )
     m: float = Field(
         0.15, gt=0, allow_inf_nan=False, description="largest relative change of a domain in one round"
     )
