@@ -11,6 +11,7 @@ import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -24,6 +25,10 @@ Problem = tuple[Location, str]
 
 # Names become file names in the run folder and words in the report.
 _NAME = re.compile(r"\A[\w][\w .+-]{0,63}\Z")
+
+# The trainer's generators take 32 bits, and the replicates' seeds lie a million apart (rounds.loop).
+_LARGEST_SEED = 2**31 - 1
+_MOST_REPLICATES = 1000
 
 # `method: ideal-paper` is the paper to the letter (section 4.1): m = 0.15, free volume, the uncentred
 # influence, MLP layers, two changes of the volumes (three trainings), every domain moved whatever its error.
@@ -208,6 +213,11 @@ def _cross_checks(config: Config) -> Iterator[Problem]:
             other = folded.setdefault(name.casefold(), name)
             if other != name:
                 yield (block, name), f"differs from {other!r} only by case; the file names would collide"
+    yield from _paths(config)
+    if config.seed > _LARGEST_SEED:
+        yield ("seed",), f"the largest seed is {_LARGEST_SEED:,}"
+    if config.allocation.replicates > _MOST_REPLICATES:
+        yield ("allocation", "replicates"), f"that many trainings never end; the most is {_MOST_REPLICATES}"
     weights = [source.weight for source in config.references.values()]
     if not any(weights):
         yield ("references",), "every weight is 0: nothing would be optimised"
@@ -264,6 +274,25 @@ def _cross_checks(config: Config) -> Iterator[Problem]:
             found, default = _get(config, location), _get(defaults, location)
             if found not in (default, wanted):
                 yield location, f"method ideal-paper fixes this to {wanted!r}; found {found!r}"
+
+
+def _paths(config: Config) -> Iterator[Problem]:
+    """What no file system takes as a path; whether a file is there is seen when it is read."""
+    named: list[tuple[Location, str]] = [(("model",), config.model), (("output",), config.output)]
+    for block in ("domains", "references", "tests"):
+        named += [((block, name, "path"), source.path) for name, source in getattr(config, block).items()]
+    for location, path in named:
+        if any(ord(letter) < 32 or ord(letter) == 127 for letter in path):
+            yield location, f"a path without control characters is needed; found {path!r}"
+        elif not path.strip():
+            yield location, "the path is empty"
+        elif any(len(part.encode(errors="replace")) > 255 for part in path.split("/")) or len(path) > 4000:
+            yield location, "the path is too long for any file system"
+        elif path.startswith("~"):
+            try:
+                Path(path).expanduser()
+            except RuntimeError as error:
+                yield location, f"{str(error).rstrip('.')}: {path!r}"
 
 
 def _names(given: Mapping[str, Any], known: Mapping[str, Any], key: str, kind: str) -> Iterator[Problem]:

@@ -15,6 +15,8 @@ from idealmix.errors import InputError
 
 Location = tuple[str | int, ...]
 
+_DEEPEST = 32
+
 
 class _Loader(yaml.SafeLoader):
     """Safe YAML whose floats include ``1e-5`` (YAML 1.1 reads that as text)."""
@@ -52,16 +54,40 @@ def parse(text: str, path: Path) -> tuple[dict[str, Any], dict[Location, str]]:
         )
     if not isinstance(node, yaml.MappingNode):
         raise InputError("a configuration is a mapping of keys to values", where=str(path))
+    _refuse_bombs(node, path)
     lines: dict[Location, str] = {}
     data = _plain(node, (), lines, path)
     return data, lines
 
 
+# What aliases may unfold to: a few lines of YAML can stand for more values than any memory holds.
+_MOST_VALUES = 100_000
+
+
+def _refuse_bombs(node: yaml.Node, path: Path) -> None:
+    """Refuse YAML whose aliases unfold without measure, or into themselves."""
+    sizes: dict[int, int] = {}
+    open_: set[int] = set()
+
+    def size(node: yaml.Node) -> int:
+        if isinstance(node, yaml.ScalarNode):
+            return 1
+        if id(node) in open_ or len(open_) > _DEEPEST:
+            raise InputError("this YAML is nested too deeply", where=f"{path}:{node.start_mark.line + 1}")
+        if id(node) not in sizes:
+            open_.add(id(node))
+            parts = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
+            sizes[id(node)] = 1 + sum(map(size, parts))
+            open_.remove(id(node))
+        return sizes[id(node)]
+
+    if size(node) > _MOST_VALUES:
+        raise InputError(f"this YAML unfolds to more than {_MOST_VALUES:,} values", where=str(path))
+
+
 def _plain(node: yaml.Node, location: Location, lines: dict[Location, str], path: Path) -> Any:
     """A YAML node as plain data; keys stay text (a domain may be called ``no`` or ``1``)."""
     lines[location] = f"line {node.start_mark.line + 1}"
-    if len(location) > 32:
-        raise InputError("this YAML is nested too deeply", where=f"{path}:{node.start_mark.line + 1}")
     if isinstance(node, yaml.MappingNode):
         data: dict[str, Any] = {}
         for key_node, value_node in node.value:
@@ -84,7 +110,7 @@ def _plain(node: yaml.Node, location: Location, lines: dict[Location, str], path
         return loader.construct_object(node)
     except (yaml.YAMLError, ValueError) as error:
         raise InputError(
-            f"cannot read the value {getattr(node, 'value', '')!r}: {error}",
+            f"cannot read the value {getattr(node, 'value', '')[:200]!r}: {error}",
             where=f"{path}:{node.start_mark.line + 1}",
         ) from None
     finally:
@@ -108,8 +134,12 @@ def apply(override: str, data: dict[str, Any], lines: dict[Location, str]) -> No
         node = None
         try:
             node = yaml.compose(text, Loader=_Loader)
-        except yaml.YAMLError as error:
-            raise InputError(f"--set {override!r}: the value is not YAML: {error}") from None
+        except (yaml.YAMLError, RecursionError) as error:
+            raise InputError(
+                f"--set {override[:200]!r}: the value is not YAML: {str(error).splitlines()[0]}"
+            ) from None
+        if node is not None:
+            _refuse_bombs(node, Path(f"--set {key}"))
         value = _plain(node, (), {}, Path(f"--set {key}")) if node is not None else text
     target: Any = data
     for part in keys[:-1]:

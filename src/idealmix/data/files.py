@@ -11,8 +11,9 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, AnyStr
 
+from idealmix.data.strict_json import strict_json
 from idealmix.errors import InputError
 
 Rows = Iterator[tuple[str, dict[str, Any]]]
@@ -20,9 +21,29 @@ Rows = Iterator[tuple[str, dict[str, Any]]]
 _NOT_UTF8 = "save it as UTF-8, for example: iconv -f LATIN1 -t UTF-8 FILE"
 
 
+_TURNS = {"messages", "conversations"}  # lists that a single row may hold
+
+#: Bytes (of CSV: characters) of one line; no row that can be trained on is longer, and memory is not endless.
+LONGEST_LINE = 64 * 2**20
+
+
+def _lines(stream: IO[AnyStr], path: Path) -> Iterator[AnyStr]:
+    """The lines of a file, none of them held further than `LONGEST_LINE`."""
+    number = 0
+    while line := stream.readline(LONGEST_LINE + 1):
+        number += 1
+        if len(line) > LONGEST_LINE:
+            raise InputError(
+                f"this line is longer than {LONGEST_LINE // 2**20} MiB, which no row should be",
+                where=f"{path}:{number}",
+                mend="see that rows end in line breaks, and that nothing but rows is in the file",
+            )
+        yield line
+
+
 def _json_lines(path: Path) -> Rows:
     with path.open("rb") as stream:
-        for number, raw in enumerate(stream, 1):
+        for number, raw in enumerate(_lines(stream, path), 1):
             place = f"{path}:{number}"
             line = _decoded(raw, place)
             if number == 1:
@@ -33,11 +54,17 @@ def _json_lines(path: Path) -> Rows:
 
 def _json_document(path: Path) -> Rows:
     """A list of rows; or, as many files of this suffix are, JSON Lines."""
-    text = _decoded(path.read_bytes(), str(path)).removeprefix("\ufeff")
-    if not text.strip():
-        return
     try:
-        rows = json.loads(text)
+        text = _decoded(path.read_bytes(), str(path)).removeprefix("\ufeff")
+        if not text.strip():
+            return
+        rows = strict_json(text)
+    except MemoryError:
+        raise InputError(
+            "there is not enough memory for this file, which has to be read whole",
+            where=str(path),
+            mend="write it as JSON Lines (.jsonl), one row a line",
+        ) from None
     except json.JSONDecodeError as error:
         if text.lstrip().startswith("["):
             raise InputError(
@@ -45,9 +72,11 @@ def _json_document(path: Path) -> Rows:
             ) from error
         yield from _json_lines(path)
         return
+    except ValueError as error:
+        raise InputError(f"not JSON that can be read: {error}", where=str(path)) from error
     if isinstance(rows, dict):  # one row, or rows under one key
         lists = [value for value in rows.values() if isinstance(value, list)]
-        rows = lists[0] if len(rows) == 1 and lists and "messages" not in rows else [rows]
+        rows = lists[0] if len(rows) == 1 and lists and not rows.keys() & _TURNS else [rows]
     if not isinstance(rows, list):
         raise InputError("not a list of rows", where=str(path), mend="write [{...}, {...}] or JSON Lines")
     for number, row in enumerate(rows, 1):
@@ -59,7 +88,7 @@ def _csv(path: Path) -> Rows:
     csv.field_size_limit(2**31 - 1)  # the module's own limit (131,072) is shorter than real answers
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream, strict=True)
+            reader = csv.DictReader(_lines(stream, path), strict=True)
             header = reader.fieldnames or []
             if twice := [column for column, count in Counter(header).items() if count > 1]:
                 raise InputError(f"the column {twice[0]!r} is named twice", where=f"{path}:1")
@@ -89,7 +118,11 @@ def _parquet(path: Path) -> Rows:
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}, row {number}", without_nulls(row)
-    except pyarrow.ArrowException as error:
+    except (
+        pyarrow.ArrowException,
+        ValueError,
+        NotImplementedError,
+    ) as error:  # ValueError: text that is not UTF-8
         raise InputError(f"not a readable Parquet file: {first_line(error)}", where=str(path)) from error
 
 
@@ -106,13 +139,15 @@ def _decoded(raw: bytes, place: str) -> str:
 
 def _json(line: str, place: str) -> Any:
     try:
-        return json.loads(line)
+        return strict_json(line)
     except json.JSONDecodeError as error:
         raise InputError(
             f"not JSON: {error.msg}, column {error.colno}",
             where=place,
             mend="write one JSON object on each line",
         ) from error
+    except ValueError as error:
+        raise InputError(f"not JSON that can be read: {error}", where=place) from error
 
 
 def _object(row: Any, place: str) -> dict[str, Any]:

@@ -42,6 +42,8 @@ class Reading:
             self._found = _find(source)
         except OSError as error:
             raise unreadable(error, source.path) from error
+        except (ValueError, RuntimeError) as error:  # a zero byte; a home folder of nobody
+            raise InputError(f"not a path: {error}", where=source.path) from error
         self.files = self._found if isinstance(self._found, list) else []
         self.shapes: Counter[str] = Counter()
         self.unused: set[str] = set()

@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from idealmix.data.strict_json import strict_json
 from idealmix.errors import InputError
 
 Row = Mapping[str, Any]
@@ -129,11 +130,11 @@ def _alpaca(row: Row, place: str) -> Messages:
 
 
 def _from_messages(row: Row, place: str) -> Messages:
-    return _messages(_parsed(row["messages"]), place)
+    return _messages(_parsed(row["messages"], place), place)
 
 
 def _from_sharegpt(row: Row, place: str) -> Messages:
-    turns = _parsed(row["conversations"])
+    turns = _parsed(row["conversations"], place)
     if isinstance(turns, list) and all(isinstance(turn, Mapping) and "role" in turn for turn in turns):
         return _messages(turns, place)
     return _messages([_sharegpt(turn, place) for turn in _listed(turns, "conversations", place)], place)
@@ -153,7 +154,7 @@ def _sharegpt(turn: Any, place: str) -> dict[str, Any]:
         )
     value = _text(turn, "value", place, may_be_empty=role == "tool")
     if role == "function_call":
-        calls = _parsed(value if value.lstrip().startswith("[") else f"[{value}]")
+        calls = _parsed(value if value.lstrip().startswith("[") else f"[{value}]", place)
         return {"role": "assistant", "tool_calls": calls}
     return {"role": role, "content": value}
 
@@ -188,7 +189,9 @@ def _message(message: Any, place: str) -> dict[str, Any]:
     if isinstance(out.get("content"), list):
         out["content"] = "".join(_part(part, place) for part in out["content"])
     if calls := out.pop("tool_calls", None):
-        out["tool_calls"] = [_call(call, place) for call in _listed(_parsed(calls), "tool_calls", place)]
+        out["tool_calls"] = [
+            _call(call, place) for call in _listed(_parsed(calls, place), "tool_calls", place)
+        ]
         if not out.get("content"):
             out.pop("content", None)  # a turn that only calls says nothing, and templates disagree on ""
             return out
@@ -214,12 +217,14 @@ def _call(call: Any, place: str) -> dict[str, Any]:
             where=place,
             mend='write it as {"type": "function", "function": {"name": ..., "arguments": {...}}}',
         )
-    arguments = _parsed(function.get("arguments", {}))
-    return {"type": "function", **call, "function": {**function, "arguments": arguments}}
+    arguments = _parsed(function.get("arguments", {}), place)
+    made = {"type": "function", **call, "function": {**function, "arguments": arguments}}
+    _storable(made, "tool_calls", place)
+    return made
 
 
 def _tools(row: Row, place: str) -> list[Any] | None:
-    tools = _parsed(row.get("tools"))
+    tools = _parsed(row.get("tools"), place)
     if not tools:
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
@@ -244,13 +249,15 @@ def _storable(value: Any, key: str, place: str) -> None:
         ) from error
 
 
-def _parsed(value: Any) -> Any:
+def _parsed(value: Any, place: str) -> Any:
     """A list or object that a flat format had to store as JSON text; anything else as it is."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
-            return json.loads(value)
+            return strict_json(value)
         except json.JSONDecodeError:
             return value
+        except ValueError as error:
+            raise InputError(f"JSON inside of it: {error}", where=place) from error
     return value
 
 

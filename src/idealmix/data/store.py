@@ -49,17 +49,17 @@ class Store:
         folder = tempfile.mkdtemp(prefix="idealmix-")
         weakref.finalize(self, _remove, folder, os.getpid())
         path = Path(folder) / "pool.arrow"
-        sink = pa.OSFile(str(path), "wb")
-        with sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
-            while batch := list(islice(records, _BATCH)):
-                try:
+        try:
+            sink = pa.OSFile(str(path), "wb")
+            with sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
+                while batch := list(islice(records, _BATCH)):
                     writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=_SCHEMA))
-                except OSError as error:
-                    raise IdealmixError(
-                        f"the tokenised rows cannot be written: {error}",
-                        where=folder,
-                        mend="free some space, or set TMPDIR to a larger disk",
-                    ) from error
+        except OSError as error:  # of the writing, or of closing what was written: `records` raises none
+            raise IdealmixError(
+                f"the tokenised rows cannot be written: {error}",
+                where=folder,
+                mend="free some space, or set TMPDIR to a larger disk",
+            ) from error
         self.data: Dataset = Dataset.from_file(str(path))
 
 

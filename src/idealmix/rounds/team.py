@@ -13,7 +13,6 @@ from typing import Any
 
 from idealmix.errors import IdealmixError
 
-
 # What gloo and NCCL say when the process at the other end is gone.
 _LOST = (
     "Connection closed by peer",
@@ -48,7 +47,8 @@ class Team:
 
     def lost_one(self, error: BaseException) -> bool:
         """Whether this failure says that another process of the run has died: its connection is gone."""
-        chain, each = [], error
+        chain: list[BaseException] = []
+        each: BaseException | None = error
         while each is not None and each not in chain:
             chain.append(each)
             each = each.__cause__ or each.__context__

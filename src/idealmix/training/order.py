@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from idealmix.data.pools import Pool
 
 
+#: Rows of a whole training: their order is held in memory.
+_MOST_ROWS = 200_000_000
+
+
 class Slot(NamedTuple):
     """One row of a micro-batch: ``domain`` indexes ``StepPlan.domains``, ``row`` that domain's pool.
 
@@ -104,6 +108,12 @@ def plan_steps(
         InputError: no rows, or more steps than rows.
     """
     rows = _epoch_rows(mixture, pools)
+    if epochs * len(rows) > _MOST_ROWS:
+        raise InputError(
+            f"{epochs:g} epochs of {len(rows):,} rows are more rows than a training can plan ({_MOST_ROWS:,})",
+            where="training.epochs",
+            mend="lower it",
+        )
     total = math.floor(epochs * len(rows) + 0.5)
     rows_per_step = micro_batch_rows * accumulation * processes
     count = steps if steps is not None else math.ceil(total / rows_per_step)

@@ -1,0 +1,141 @@
+"""Two processes (gloo, CPU): the same run as one, and a run that survives the death of either.
+
+Started by torchrun; ``accelerate launch --cpu`` starts several CPU processes by MPI only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rounds_helpers import idealmix, project
+
+pytestmark = pytest.mark.slow
+
+TWO = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "idealmix"]
+HALF = ["--set", "training.per_device_train_batch_size=8"]  # of the rows that one process takes at once
+
+
+def two(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*TWO, *arguments], capture_output=True, text=True, check=False, timeout=500, env=environment()
+    )
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def rank(launcher: int, number: int) -> int:
+    """The process of a rank below a launcher."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for entry in Path("/proc").iterdir():
+            try:
+                parent = (
+                    (entry / "stat").read_text().rpartition(")")[2].split()[1] if entry.name.isdigit() else ""
+                )
+                if (
+                    parent == str(launcher)
+                    and f"\0RANK={number}\0".encode() in b"\0" + (entry / "environ").read_bytes()
+                ):
+                    return int(entry.name)
+            except OSError:
+                continue
+        time.sleep(0.05)
+    raise AssertionError(f"no process of rank {number}")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A project, and the undisturbed result of two processes."""
+    config = project(tmp_path_factory.mktemp("pair"))
+    ended = two("run", str(config), "--json", *HALF)
+    assert ended.returncode == 0, ended.stderr
+    return config, json.loads(ended.stdout)
+
+
+def test_counts_agree_with_one_process_to_a_row_a_domain(
+    pair: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    config, together = pair
+    ended = idealmix("run", str(config), "--json", "--set", f"output={tmp_path / 'alone'}")
+    assert ended.returncode == 0, ended.stderr
+    alone = json.loads(ended.stdout)
+    assert together["facts"]["processes"] == 2
+    assert len(together["rounds"]) == len(alone["rounds"]) == 2
+    for one, other in zip(alone["rounds"], together["rounds"], strict=True):
+        assert (one["steps"], one["tokens"]) == (other["steps"], other["tokens"])
+        assert one["counts"].keys() == other["counts"].keys()
+        for name, count in one["counts"].items():
+            assert abs(count - other["counts"][name]) <= 1
+    moved = [one["counts"] != alone["rounds"][0]["counts"] for one in alone["rounds"]]
+    assert moved == [False, True]  # else the counts could not differ
+
+
+def test_influence_of_one_checkpoint_agrees_to_a_hundred_thousandth(
+    pair: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    config, _ = pair
+    run = config.parent / "run"
+    asked = ["influence", str(config), "--model", str(run / "round-0/train/model"), "--mixture", str(run / "round-0/mixture.json")]  # fmt: skip
+    found = []
+    for name, start in (("one", idealmix), ("two", two)):
+        ended = start(*asked, "--output", str(tmp_path / f"{name}.json"))
+        assert ended.returncode == 0, ended.stderr
+        found.append(json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8")))
+    largest = max(abs(value) for row in found[0]["alpha"] for value in row)
+    for one, other in zip(found[0]["alpha"], found[1]["alpha"], strict=True):
+        assert other == pytest.approx(one, abs=1e-5 * largest)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize(
+    "phase", ["round-0/train.part/checkpoints/checkpoint-3", "round-0/influence.json.part.key"]
+)
+def test_a_rank_that_dies_ends_the_run_and_it_goes_on(
+    pair: tuple[Path, dict[str, Any]], tmp_path: Path, victim: int, phase: str
+) -> None:
+    config, undisturbed = pair
+    folder, log = tmp_path / "run", tmp_path / "log"
+    arguments = [
+        "run",
+        str(config),
+        "--json",
+        *HALF,
+        "--set",
+        f"output={folder}",
+        "--set",
+        "training.save_steps=3",
+    ]
+    with log.open("w") as stream:
+        launcher = subprocess.Popen([*TWO, *arguments], stdout=stream, stderr=stream, env=environment())
+        doomed = rank(launcher.pid, victim)
+        deadline = time.monotonic() + 300
+        while not (folder / phase).exists() and launcher.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(doomed, signal.SIGKILL)
+        killed = time.monotonic()
+        status = launcher.wait(120)
+    seconds = time.monotonic() - killed
+    text = log.read_text()
+    assert status == 1
+    assert seconds < 60
+    ours = text.partition("torch/distributed/elastic")[0]  # the launcher then tells its own story
+    message = [line for line in ours.splitlines() if line.startswith("error: ")]
+    assert len(message) == 1
+    assert "go on with: idealmix run" in message[0]
+    assert "Traceback" not in ours
+    resumed = two(*arguments)
+    assert resumed.returncode == 0, resumed.stderr
+    found = json.loads(resumed.stdout)
+    assert {key: value for key, value in found.items() if key not in ("timing", "name")} == {
+        key: value for key, value in undisturbed.items() if key not in ("timing", "name")
+    }
