@@ -34,7 +34,7 @@ BLOCKS = {
     "`references.<name>`": (config.ReferenceSource, "The keys of a source, and a weight."),
     "`scores.<name>`": (
         config.Score,
-        "Exactly one of `exact_match`, `callable` and `lm_eval`; `gsm8k: lm_eval:gsm8k` is short for `gsm8k: {lm_eval: gsm8k}`.",
+        "Exactly one of `exact_match`, `code_tests`, `callable` and `lm_eval`; `gsm8k: lm_eval:gsm8k` is short for `gsm8k: {lm_eval: gsm8k}`.",
     ),
     "`constraints.<reference>`": (config.Constraint, ""),
     "`training`": (

@@ -130,7 +130,7 @@ def test_what_an_outside_command_cannot_take(tmp_path: Path, command: str, expec
     ("extra", "expected"),
     [
         ("scores: {s: {test: maths, exact_match: x}}", "no test set is called 'maths'"),
-        ("scores: {s: {test: math}}", "exactly one of exact_match, callable and lm_eval"),
+        ("scores: {s: {test: math}}", "exactly one of exact_match, code_tests, callable and lm_eval"),
         (
             "tests: {math: t.jsonl}\nscores: {s: {test: math, exact_match: '('}}",
             "line 5, scores.s.exact_match: not a regular expression",

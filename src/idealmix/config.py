@@ -42,12 +42,18 @@ class ReferenceSource(Source):
 
 
 class Score(Settings):
-    """A score: ``exact_match`` (a regex that takes the answer out) or a Python callable on a test set, or lm-eval's task."""
+    """A score: ``exact_match`` (a regex that takes the answer out), tests of generated code or a Python callable on a test set, or lm-eval's task."""
 
     test: str | None = Field(
         None, description="the test set's name; none for lm_eval, which brings its own rows"
     )
     exact_match: str | None = Field(None, description="regex; its first group (or whole match) is the answer")
+    code_tests: str | None = Field(
+        None,
+        min_length=1,
+        description="a .jsonl of tests by row id, as HumanEval's or MBPP's: generated code is run in a process of its own, "
+        "10 s and 1 GiB, without network or writing",
+    )
     callable: str | None = Field(None, description="'module:function', called with (model, tokenizer, rows)")
     lm_eval: str | None = Field(
         None, min_length=1, description="a task of lm-evaluation-harness, or a local task's .yaml"
@@ -63,8 +69,9 @@ class Score(Settings):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Score:
-        if sum(kind is not None for kind in (self.exact_match, self.callable, self.lm_eval)) != 1:
-            raise ValueError("give exactly one of exact_match, callable and lm_eval")
+        kinds = (self.exact_match, self.code_tests, self.callable, self.lm_eval)
+        if sum(kind is not None for kind in kinds) != 1:
+            raise ValueError("give exactly one of exact_match, code_tests, callable and lm_eval")
         if self.lm_eval is None and self.test is None:
             raise ValueError("name the test set with test")
         if self.lm_eval is not None and self.test is not None:

@@ -127,6 +127,8 @@ def resolve(config: Config, folder: Path) -> Config:
     for score in data["scores"].values():
         if score["lm_eval"] and Path(score["lm_eval"]).suffix.lower() in (".yaml", ".yml"):
             score["lm_eval"] = str((folder / Path(score["lm_eval"]).expanduser()).resolve())
+        if score["code_tests"]:
+            score["code_tests"] = str((folder / Path(score["code_tests"]).expanduser()).resolve())
     if data["search"] and data["search"]["model"]:
         data["search"]["model"] = _absolute(data["search"]["model"], folder)
     data["output"] = str((folder / Path(data["output"]).expanduser()).resolve())

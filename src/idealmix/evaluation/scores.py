@@ -1,4 +1,4 @@
-"""Scores: exact match of generated answers, whatever a user's own function measures, or a task of lm-eval.
+"""Scores: exact match of generated answers, tests of generated code, what a user's own function measures, a task of lm-eval.
 
 Flows in: a model, its tokenizer, a test pool, one entry of the config's `scores`. Flows out: a `ScoreResult`.
 """
@@ -20,7 +20,7 @@ import numpy as np
 
 from idealmix.config import Score
 from idealmix.errors import InputError
-from idealmix.evaluation import harness
+from idealmix.evaluation import code_tests, harness
 from idealmix.evaluation.exact_match import compile_pattern, is_right, reference_answers
 from idealmix.evaluation.generation import answer_text, generate
 from idealmix.evaluation.score_result import ScoreResult as ScoreResult
@@ -56,7 +56,7 @@ def score(
         progress: called with rows generated and rows in total.
 
     Raises:
-        InputError: a bad pattern, references without an answer, a function that cannot be imported, fails, or
+        InputError: a bad pattern, references without an answer, rows without tests, a function that cannot be imported, fails, or
             returns something else than numbers; see `harness.score_task`.
     """
     if setting.lm_eval is not None:
@@ -67,6 +67,11 @@ def score(
     where = f"scores.{name}"
     if setting.exact_match is not None:
         return from_rows(name, _exact_match(where, model, tokenizer, rows, setting, progress))
+    if setting.code_tests is not None:
+        tests = code_tests.load_tests(setting.code_tests, f"{where}.code_tests")
+        code_tests.asked(tests, [row.id for row in rows], f"{where}.code_tests")
+        texts = generate(model, tokenizer, rows, setting.max_new_tokens, progress=progress)
+        return from_rows(name, code_tests.run_tests(tests, {row.id: text for row, text in zip(rows, texts)}))
     where, target = f"{where}.callable", str(setting.callable)
     function = load_function(target, where, folder or Path.cwd())
     with _importing_from(folder or Path.cwd()):
@@ -87,14 +92,25 @@ def check_score(name: str, setting: Score, folder: Path | None = None) -> None:
         harness.check_task(name, setting)
     elif setting.exact_match is not None:
         compile_pattern(setting.exact_match, f"scores.{name}.exact_match")
+    elif setting.code_tests is not None:
+        code_tests.load_tests(setting.code_tests, f"scores.{name}.code_tests")
     else:
         load_function(str(setting.callable), f"scores.{name}.callable", folder or Path.cwd())
 
 
+def check_rows(name: str, setting: Score, pool: Pool) -> None:
+    """Raise what `score` would raise for the rows of its test set: worth a call before training, too."""
+    if setting.code_tests is not None:
+        where = f"scores.{name}.code_tests"
+        code_tests.asked(code_tests.load_tests(setting.code_tests, where), pool.ids[: setting.rows], where)
+
+
 def score_digest(name: str, setting: Score, folder: Path | None = None) -> str | None:
-    """Of the module that holds a user's function, or of a task: figures of an older version are not reused."""
+    """Of the module that holds a user's function, of tests, or of a task: figures of an older version are not reused."""
     if setting.lm_eval is not None:
         return harness.task_digest(setting)
+    if setting.code_tests is not None:
+        return code_tests.digest(setting.code_tests)
     if setting.callable is None:
         return None
     function = load_function(setting.callable, f"scores.{name}.callable", folder or Path.cwd())

@@ -79,7 +79,7 @@ def load_inputs(config: Config, watch: Watch) -> Inputs:
     from idealmix.data.leaks import check_leaks
     from idealmix.data.pools import load_pool, split_reference
     from idealmix.data.tokenise import Encoder
-    from idealmix.evaluation.scores import check_score
+    from idealmix.evaluation.scores import check_rows, check_score
     from idealmix.training.check import check_training
     from idealmix.training.model import load_tokenizer
 
@@ -103,6 +103,9 @@ def load_inputs(config: Config, watch: Watch) -> Inputs:
         for warning in pool.report.warnings:
             watch.warn(f"{block}.{name}: {warning}")
     check_leaks(pools["domains"], pools["references"], pools["tests"])
+    for name, setting in config.scores.items():
+        if setting.test is not None:
+            check_rows(name, setting, pools["tests"][setting.test])
     halves = {}
     for name, pool in pools["references"].items():
         if len(pool) < 4:
