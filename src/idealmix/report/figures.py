@@ -95,8 +95,8 @@ def dots(title: str, points: Sequence[Point], *, base: float | None = None, join
             )
         around = "" if p.half is None else f" ± {number(p.half, places + 1)}"
         out.append(
-            f'<circle class="dot {kind}" cx="{_n(x)}" cy="{y(p.value)}" r="{5.5 if p.best else 4}">'
-            f"<title>{escape(p.label)}: {number(p.value, places + 1)}{around}</title></circle>"
+            f'<circle class="dot {kind}" cx="{_n(x)}" cy="{y(p.value)}" r="{5.5 if p.best else 4}" '
+            f'data-tip="{escape(p.label)}: {number(p.value, places + 1)}{around}"/>'
         )
         if k % every == 0:
             out.append(
@@ -105,9 +105,9 @@ def dots(title: str, points: Sequence[Point], *, base: float | None = None, join
             )
     # every part above is made of numbers and escaped names
     parts = Markup("").join(map(Markup, out))
-    return Markup(
-        '<svg class="dots" viewBox="0 0 {} {}" role="img" aria-label="{}"><title>{}</title>{}</svg>'
-    ).format(_WIDTH, _HEIGHT, title, title, parts)
+    return Markup('<svg class="dots" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+        _WIDTH, _HEIGHT, title, parts
+    )
 
 
 def whisker(value: float, half: float | None, reach: float, kind: str, label: str) -> Markup:

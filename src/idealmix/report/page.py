@@ -19,11 +19,13 @@ from markupsafe import Markup
 
 from idealmix.errors import InputError
 from idealmix.report import comparison, figures, words
+from idealmix.report.layers import layers
 from idealmix.report.matrix import MARKS, matrices
+from idealmix.report.relations import relations
 from idealmix.report.whatif import WhatIf, embedded, load
 from idealmix.rounds.folder import read_json, write_text
 
-_SCRIPTS = ("allocation.js", "whatif.js")
+_SCRIPTS = ("allocation.js", "whatif.js", "page.js")
 
 
 def write(run_folder: Path) -> Path:
@@ -92,6 +94,9 @@ def build(result: Mapping[str, Any], whatif: WhatIf | None = None, *, live: str 
         finals=_finals(result),
         volumes=_volumes(result),
         influences=matrices(result),
+        relations=relations(result),
+        layers=layers(result),
+        moving=_moving(result),
         decisions=_decisions(result),
         facts=_facts(result),
         warnings=_warnings(result),
@@ -217,6 +222,25 @@ def _volumes(result: Mapping[str, Any]) -> dict[str, Any]:
         for d in result["domains"]
     ]
     return {"domains": domains, "unit": each[0][1]}
+
+
+def _moving(result: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """Each round's shares and its objective in words, for the rounds one after the other; None of a single round."""
+    rounds = result["rounds"]
+    if len(rounds) < 2:
+        return None
+    shown = []
+    for r in rounds:
+        share = words.shares(words.amounts(result, r)[0])
+        label = "Joint (round 0)" if r["index"] == 0 else f"Round {r['index']}"
+        value = (r.get("objective") or {}).get("value")
+        objective = "" if value is None else f"objective {words.number(value, words.decimals(value, 4))}, "
+        decision = words.DECISIONS.get(r["decision"], r["decision"])
+        shown.append({
+            "label": label, "shares": list(share.values()), "percents": list(words.whole_percents(share).values()),
+            "said": f"{label}: {objective}{decision}.",
+        })  # fmt: skip
+    return shown
 
 
 def _decisions(result: Mapping[str, Any]) -> list[dict[str, Any]]:
