@@ -26,7 +26,7 @@ def closed(
 
     The error over k seeds is the delta method's, sd(a - r b) / (|mean b| sqrt k) with a and b the two differences of a
     seed: what a method shares with joint and best at a seed falls out. Where the search was done several times, the
-    spread of the shares between searches is added.
+    spread of the shares between searches is added. Without a gap there is no share: null.
 
     Args:
         joint, best: (k,) by fresh seed, k at least 2.
@@ -34,6 +34,8 @@ def closed(
     """
     start, found, goal = np.asarray(joint), np.asarray(method), np.asarray(best)
     gap = start - goal
+    if not gap.mean():
+        return {"gap_closed": None, "standard_error": None, "by_search": []}
     each = (start - found).mean(axis=1) / gap.mean()
     residual = (start - found.mean(axis=0)) - each.mean() * gap
     variance = float(np.var(residual, ddof=1)) / len(start) / float(gap.mean()) ** 2
@@ -61,7 +63,7 @@ def of_suite(record: Mapping[str, Any]) -> dict[str, Any]:
             "best": float(goal.mean()),
             "gap": float(joint.mean() - goal.mean()),
             "sd": noise,
-            "gap_over_sd": float(abs(joint.mean() - goal.mean()) / noise),
+            "gap_over_sd": float(abs(joint.mean() - goal.mean()) / noise) if noise else None,
         }
     methods = {}
     for name in (name for name in ORDER if name in rows):
@@ -86,7 +88,8 @@ def headline(suites: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name in (name for name in ORDER if found and all(name in methods for methods in found)):
         lowest = min(found, key=lambda methods: methods[name]["gap_closed"])[name]
-        score = min((methods[name]["score"] for methods in found), key=lambda each: each["gap_closed"])
+        scores = [methods[name]["score"] for methods in found]
+        score = min(scores, key=lambda each: math.inf if each["gap_closed"] is None else each["gap_closed"])
         out[name] = {
             **{key: lowest[key] for key in ("gap_closed", "standard_error", "cost_epochs")},
             "score": {key: score[key] for key in ("gap_closed", "standard_error")},
@@ -105,11 +108,10 @@ def table(suite: Mapping[str, Any]) -> str:
     for name in sorted(methods, key=lambda name: -methods[name]["gap_closed"]):
         row = methods[name]
         against = row["than_joint"]["loss"]
-        score = row["score"]
         cells = [
             name,
-            f"{row['gap_closed']:.2f} ± {row['standard_error']:.2f}",
-            f"{score['gap_closed']:.2f} ± {score['standard_error']:.2f}",
+            _share(row),
+            _share(row["score"]),
             "" if name == "joint" else f"{against['value']:+.4f} ± {against['se']:.4f}".replace("-", "−"),
             "" if name == "joint" else against["verdict"],
             f"{row['cost_epochs']:.1f}",
@@ -117,6 +119,12 @@ def table(suite: Mapping[str, Any]) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _share(found: Mapping[str, Any]) -> str:
+    if found["gap_closed"] is None:
+        return "–"
+    return f"{found['gap_closed']:.2f} ± {found['standard_error']:.2f}".replace("-", "−")
 
 
 def _mixture(searches: Sequence[Mapping[str, Any]]) -> str:

@@ -130,7 +130,8 @@ class Bed:
     def search(self, name: str, seed: int, epochs: float | None) -> dict[str, Any]:
         """One search: the shares of its mixtures, what it cost, and the options that it was given."""
         executor = self.executor(seed, name)
-        method: Method = made(name, executor.problem, epochs)
+        worth = None if epochs is None else epochs / self.config.training.epochs
+        method: Method = made(name, executor.problem, worth)
         proposals = executor.search(method)
         spent = list(executor.spent.values())
         return {

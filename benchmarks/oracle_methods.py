@@ -90,11 +90,11 @@ class DropWorst:
         return [min(outcomes, key=lambda pair: pair[1].objective)[0]]
 
 
-def made(name: str, problem: Problem, epochs: float | None) -> Method:
+def made(name: str, problem: Problem, trainings: float | None) -> Method:
     """The method of a row.
 
     Args:
-        epochs: what IDEAL's search cost; for the rows of `EQUAL_COST`.
+        trainings: how many of the whole budget IDEAL's search was worth; for the rows of `EQUAL_COST`.
     """
     if name == BEST:
         return WideSearch()
@@ -103,18 +103,18 @@ def made(name: str, problem: Problem, epochs: float | None) -> Method:
     if name not in EQUAL_COST:
         # the paper's interval of 50 steps would give one reward in a training this short
         return load_method(name, {"dynamixsft": {"interval": 5}}.get(name))
-    if epochs is None:
-        raise ValueError(f"{name} is given IDEAL's epochs: measure ideal first")
+    if trainings is None:
+        raise ValueError(f"{name} is given IDEAL's cost: measure ideal first")
     if name == "random":
-        return load_method(name, {"k": max(1, round(epochs))})
+        return load_method(name, {"k": max(1, round(trainings))})
     if name == "regmix":
         return load_method(
-            name, {"runs": max(2, round(epochs / REGMIX_FRACTION)), "fraction": REGMIX_FRACTION}
+            name, {"runs": max(2, round(trainings / REGMIX_FRACTION)), "fraction": REGMIX_FRACTION}
         )
-    return load_method(name, {"fraction": min(1.0, epochs / dmo_epochs(problem))})
+    return load_method(name, {"fraction": min(1.0, trainings / dmo_trainings(problem))})
 
 
-def dmo_epochs(problem: Problem) -> float:
+def dmo_trainings(problem: Problem) -> float:
     """What DMO's search would cost at a fraction of 1: its trainings scale one of D equal amounts by a ratio."""
     size, ratios = len(problem.domains), DMO().ratios
     modelled = sum(problem.weights.get(name, 0.0) > 0 for name in problem.domains)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rounds_helpers import project
 from test_methods_steps import ask, problem
 
+from benchmarks import oracle_gap, oracle_methods
 from benchmarks.oracle_figures import closed, headline, of_suite, table
 from benchmarks.oracle_gap import known_rows
-from benchmarks.oracle_methods import BEST, ORDER, DropWorst, WideSearch, dmo_epochs, made
+from benchmarks.oracle_methods import BEST, ORDER, DropWorst, WideSearch, dmo_trainings, made
 from idealmix.methods import regmix
 from idealmix.methods.protocol import Train
 
@@ -126,7 +130,7 @@ def test_searches_of_free_length_get_ideals_epochs(name: str, monkeypatch: pytes
 
 def test_dmo_costs_what_is_said() -> None:
     # ratios 1/2, 2/3, 2, 3 of one of three equal amounts, for two domains, and the equal one
-    assert dmo_epochs(problem()) == pytest.approx(1 + 2 * (2.5 + 8 / 3 + 4 + 5) / 3)
+    assert dmo_trainings(problem()) == pytest.approx(1 + 2 * (2.5 + 8 / 3 + 4 + 5) / 3)
 
 
 def test_every_row_can_be_made() -> None:
@@ -134,3 +138,35 @@ def test_every_row_can_be_made() -> None:
     assert len(set(ORDER)) == len(ORDER)
     for name in ORDER:
         assert callable(made(name, problem(), 3.0).search)
+
+
+@pytest.mark.slow
+def test_rows_are_measured_once_and_on_fresh_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole way on the tiny project: joint, a fixed mixture, a search of IDEAL's cost, the wide search."""
+    monkeypatch.setattr(oracle_gap, "configuration", lambda suite, folder, budget: project(folder))
+    monkeypatch.setattr(oracle_methods, "WideSearch", lambda: WideSearch(randoms=1, near=1, keep=2))
+    suite = oracle_gap.Suite("tiny, equal", 1, {"count": 140, "swap": 140})
+    only = ("uniform", "ideal", "random")
+    bed = oracle_gap.Bed(suite, tmp_path, 1400)
+    oracle_gap.measure(bed, only, searches=1, seeds=2)
+    told = capsys.readouterr().err
+    path = tmp_path / "tiny-equal" / "figures.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    rows = record["rows"]
+    assert list(rows) == ["joint", "uniform", "ideal", BEST, "random"]
+    assert record["seeds"] == [901, 902]
+    assert [np.shape(row["loss"]) for row in rows.values()] == [(1, 2)] * 5
+    assert rows["joint"]["loss"][0][0] == pytest.approx(np.mean(list(rows["joint"]["losses"][0][0].values())))
+    costs = {name: row["searches"][0]["epochs"] for name, row in rows.items()}
+    assert costs["joint"] == costs["uniform"] == 0
+    assert costs[BEST] == pytest.approx(3 * 2, abs=0.1)  # three trainings of two epochs
+    assert costs["ideal"] > 4  # round 0 and its replicate, and an influence stage at least
+    assert costs["random"] == pytest.approx(costs["ideal"], abs=1.1)  # whole trainings, of two epochs each
+    assert "joint, seed 901: training on" in told
+    figures = of_suite(record)
+    assert figures["methods"][BEST]["gap_closed"] == pytest.approx(1)
+    oracle_gap.measure(oracle_gap.Bed(suite, tmp_path, 1400), only, searches=1, seeds=2)
+    assert "training" not in capsys.readouterr().err.replace("training tokens", "")
+    assert json.loads(path.read_text(encoding="utf-8")) == record
