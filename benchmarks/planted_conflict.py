@@ -87,6 +87,7 @@ class Echo:
         self.ids = [row.id for row in self._rows]
         self.index = {row_id: i for i, row_id in enumerate(self.ids)}
         self.supervised = np.array([sum(x != IGNORED for x in row.labels[1:]) for row in self._rows])
+        self.tokens = np.array([len(row.input_ids) for row in self._rows])
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -22,6 +22,7 @@ class RowPool:
         self.ids = [row.id for row in self._rows]
         self.index = {row_id: i for i, row_id in enumerate(self.ids)}
         self.supervised = np.array([sum(label != -100 for label in row.labels[1:]) for row in self._rows])
+        self.tokens = np.array([len(row.input_ids) for row in self._rows])
 
     def __len__(self) -> int:
         return len(self._rows)

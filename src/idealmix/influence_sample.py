@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from idealmix.curvature import Batch, make_batches
+from idealmix.curvature import Batch, LazyBatches
 from idealmix.data.seeding import seeded_order
 from idealmix.errors import InputError
 
@@ -39,7 +39,7 @@ class Sample:
     """
 
     name: str
-    batches: list[Batch]
+    batches: Sequence[Batch]
     rows: int
     fraction: float
     tokens: int
@@ -107,13 +107,22 @@ class Sampler:
     def _batched(
         self, name: str, prefix: str, pool: Pool, rows: Mapping[int, int], fraction: float
     ) -> Sample:
-        listed = []
-        for i, times in rows.items():
-            row = pool.row(i)
-            # sampled labels are keyed by this id, and two domains may use the same one
-            listed.append((f"{prefix}/{row.id}", row.input_ids, row.labels, times / fraction))
-        tokens = sum(len(ids) for _, ids, _, _ in listed)
-        return Sample(name, make_batches(listed, self.batch_tokens), len(listed), fraction, tokens, prefix)
+        places = list(rows)
+
+        def read(at: int) -> tuple[list[int], list[int]]:
+            row = pool.row(places[at])
+            return row.input_ids, row.labels
+
+        lengths = [int(pool.tokens[i]) for i in places]
+        batches = LazyBatches(
+            # sampled labels are keyed by these names, and two domains may use the same id
+            [f"{prefix}/{pool.ids[i]}" for i in places],
+            lengths,
+            [rows[i] / fraction for i in places],
+            read,
+            self.batch_tokens,
+        )
+        return Sample(name, batches, len(places), fraction, sum(lengths), prefix)
 
 
 def small_samples(samples: Sequence[Sample]) -> Iterator[str]:

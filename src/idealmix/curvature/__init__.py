@@ -5,7 +5,7 @@ transformers, data formats or runs.
 """
 
 from idealmix.curvature.basis import Metric, adam_metric
-from idealmix.curvature.batch import Batch, make_batches
+from idealmix.curvature.batch import Batch, LazyBatches, make_batches
 from idealmix.curvature.collect import Collector
 from idealmix.curvature.fit import Coupled, Curvature, Identity, fit_curvature
 from idealmix.curvature.gradients import RowDots, RowLosses, SumGradient, row_dots, sum_gradient
@@ -20,6 +20,7 @@ __all__ = [
     "Curvature",
     "Identity",
     "Layer",
+    "LazyBatches",
     "Metric",
     "Processes",
     "RowDots",

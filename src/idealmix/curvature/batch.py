@@ -1,13 +1,15 @@
 """Rows of token ids -> padded batches for measuring: sorted by length, so little is padded.
 
 Flows in: row ids, input ids, labels (unshifted, -100 = no loss) and weights (how often the row counts). Flows out:
-`Batch` objects on the CPU, in an order that depends on nothing but the rows.
+`Batch` objects on the CPU, in an order that depends on nothing but the rows; all at once, or one by one as they are asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import copy
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -85,6 +87,53 @@ def make_batches(rows: Iterable[Row], batch_tokens: int, pad_id: int = 0) -> lis
         else:
             groups.append([row])
     return [_pad(group, pad_id, index) for index, group in enumerate(groups)]
+
+
+class LazyBatches(Sequence[Batch]):
+    """What `make_batches` makes, each padded when it is asked for: a million rows stay where they lie.
+
+    Args:
+        names: (N,) row ids.
+        lengths: (N,) tokens of each row, at least 1.
+        weights: (N,) finite and positive.
+        read: gives a row's input ids and labels, by its place in `names`.
+        batch_tokens, pad_id: as for `make_batches`.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        lengths: Sequence[int],
+        weights: Sequence[float],
+        read: Callable[[int], tuple[Sequence[int], Sequence[int]]],
+        batch_tokens: int,
+        pad_id: int = 0,
+    ) -> None:
+        self._names, self._weights, self._read, self._pad_id = names, weights, read, pad_id
+        order = sorted(range(len(names)), key=lambda i: (-lengths[i], names[i]))
+        groups: list[list[int]] = []
+        for i in order:
+            if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= batch_tokens:
+                groups[-1].append(i)
+            else:
+                groups.append([i])
+        self._groups = list(enumerate(groups))
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    @overload
+    def __getitem__(self, at: int) -> Batch: ...
+    @overload
+    def __getitem__(self, at: slice) -> LazyBatches: ...
+    def __getitem__(self, at: int | slice) -> Batch | LazyBatches:
+        if isinstance(at, slice):
+            part = copy.copy(self)
+            part._groups = self._groups[at]
+            return part
+        index, group = self._groups[at]
+        rows = [(self._names[i], *self._read(i), self._weights[i]) for i in group]
+        return _pad(rows, self._pad_id, index)
 
 
 def _pad(rows: Sequence[Row], pad_id: int, index: int) -> Batch:

@@ -33,9 +33,9 @@ class Processes:
         """Every process of the initialised ``torch.distributed`` group."""
         return cls(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else cls()
 
-    def share(self, items: Sequence[T]) -> list[T]:
+    def share(self, items: Sequence[T]) -> Sequence[T]:
         """This process's items: disjoint, together the whole."""
-        return list(items[self.rank :: self.size])
+        return items[self.rank :: self.size]
 
     def all_sum(self, tensor: Tensor) -> Tensor:
         """`tensor` becomes the sum over the processes, in place."""
