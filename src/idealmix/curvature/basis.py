@@ -92,6 +92,12 @@ def scaled_factors(A: Tensor, S: Tensor, metric: Metric | None) -> tuple[Tensor,
     return A * torch.outer(metric.c, metric.c), S * torch.outer(metric.r, metric.r)
 
 
+def shared(A: Mapping[str, Tensor]) -> dict[str, str]:
+    """By layer, the first one that has the same factor (the same object)."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(factor), name) for name, factor in A.items()}
+
+
 class Bases(Mapping[str, Basis]):
     """The basis of every layer by name; layers that read the same input share Q_A.
 
@@ -136,10 +142,8 @@ def eigenbases(
     """
     shelves = shelves or Shelves()
     QA, QS = shelves.shelf(), shelves.shelf()
-    first: dict[int, str] = {}
-    leaders = {name: first.setdefault(id(factor), name) for name, factor in A.items()}
-    if metrics:  # each layer has its own scale
-        leaders = {name: name for name in A}
+    # in an optimiser's metric each layer has its own scale
+    leaders = {name: name for name in A} if metrics else shared(A)
     scales: dict[str, Metric] = {}
     spectra: dict[str, Tensor] = {}
     values: dict[str, tuple[Tensor, Tensor]] = {}

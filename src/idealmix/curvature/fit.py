@@ -12,15 +12,15 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from idealmix.curvature.basis import Metric, eigenbases
+from idealmix.curvature.basis import Metric, eigenbases, shared
 from idealmix.curvature.batch import Batch
 from idealmix.curvature.collect import Collector
 from idealmix.curvature.ekfac import Ekfac
 from idealmix.curvature.exact import exact_layers
-from idealmix.curvature.factors import fit_eigenvalues, fit_factors
+from idealmix.curvature.factors import Factors, fit_eigenvalues, fit_factors
 from idealmix.curvature.kfac import Kfac
 from idealmix.curvature.layers import Layer
-from idealmix.curvature.shelf import Shelves
+from idealmix.curvature.shelf import Shared, Shelf, Shelves
 from idealmix.curvature.woodbury import fit_woodbury
 
 
@@ -88,7 +88,7 @@ def fit_curvature(
         label_seed: of labels sampled from the model; None: the data's own labels (empirical Fisher).
         tau: sum of the step sizes: the finite response; None: the converged one.
         metrics: by layer name, from `adam_metric`; None: plain gradient descent.
-        shelves: where bases and eigenvalues lie; None: memory.
+        shelves: where factors, bases and eigenvalues lie; None: memory.
 
     Raises:
         IdealmixError: something is not finite, does not decompose, or no gradient reaches a layer.
@@ -99,9 +99,9 @@ def fit_curvature(
         return fit_woodbury(collector, batches, rho=rho, label_seed=label_seed)
     fewer = for_factors if kind == "ekfac" and for_factors is not None else batches
     factors = fit_factors(collector, fewer, label_seed)
-    if kind == "kfac" and tau is None:
-        return Kfac(collector.layers, factors.A, factors.S, rho, metrics)
     shelves = shelves or Shelves()
+    if kind == "kfac" and tau is None:
+        return Kfac(collector.layers, *_put_away(factors, shelves), rho, metrics, shelves)
     bases, spectra = eigenbases(factors.A, factors.S, metrics, shelves)
     eigenvalues = shelves.shelf()
     if kind == "kfac":
@@ -113,3 +113,15 @@ def fit_curvature(
             eigenvalues.put(name, found.pop(name))
     ekfac = Ekfac(collector.layers, bases, eigenvalues, rho, tau)
     return ekfac if kind != "exact" else exact_layers(collector, batches, ekfac)
+
+
+def _put_away(factors: Factors, shelves: Shelves) -> tuple[Shared, Shelf]:
+    """A and S on shelves, an A that several layers share once; `factors` is emptied."""
+    a, s = shelves.shelf(), shelves.shelf()
+    leaders = shared(factors.A)
+    for name, leader in leaders.items():
+        matrix = factors.A.pop(name)
+        if leader == name:
+            a.put(name, matrix)
+        s.put(name, factors.S.pop(name))
+    return Shared(a, leaders), s

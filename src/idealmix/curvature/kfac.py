@@ -20,6 +20,7 @@ from idealmix.curvature.basis import Metric, scaled_factors
 from idealmix.curvature.damping import absolute_damping
 from idealmix.curvature.layers import Layer
 from idealmix.curvature.linalg import cholesky
+from idealmix.curvature.shelf import Shelves
 
 
 class Kfac:
@@ -27,9 +28,10 @@ class Kfac:
 
     Args:
         layers: which.
-        A, S: factors by layer name.
+        A, S: factors by layer name, perhaps on a shelf.
         rho: damping relative to a layer's mean eigenvalue, tr A tr S / (d_in d_out).
         metrics: of the optimiser, by layer name.
+        shelves: where their Cholesky factors lie; None: memory.
     """
 
     kind = "kfac"
@@ -41,26 +43,30 @@ class Kfac:
         S: Mapping[str, Tensor],
         rho: float,
         metrics: Mapping[str, Metric] | None = None,
+        shelves: Shelves | None = None,
     ) -> None:
         self.layers, self.rho = list(layers), rho
         self._metrics = {
             name: Metric(metric.r.to(S[name]), metric.c.to(A[name]))
             for name, metric in (metrics or {}).items()
         }
-        self.A, self.S = dict(A), dict(S)
+        self.A, self.S = A, S
         self.damping = absolute_damping(self.means(), rho)
-        self._roots: dict[str, tuple[Tensor, Tensor]] = {}
+        self._shelves = shelves or Shelves()
+        self._roots = self._shelves.shelf(), self._shelves.shelf()
 
     def means(self) -> dict[str, float]:
         """Each layer's mean eigenvalue."""
-        pairs = {name: self._factors(name) for name in self.A}
-        return {name: float(a.diagonal().mean() * s.diagonal().mean()) for name, (a, s) in pairs.items()}
+        pairs = ((name, *self._factors(name)) for name in self.A)
+        return {name: float(a.diagonal().mean() * s.diagonal().mean()) for name, a, s in pairs}
 
     def respond(self, name: str, G: Tensor) -> Tensor:
         """R G for one layer: (.., d_out, d_in) -> the same shape, in the factors' precision."""
-        if name not in self._roots:
-            self._roots[name] = self._decompose(name)
-        root_a, root_s = self._roots[name]
+        of_a, of_s = self._roots
+        if name not in of_a:
+            for shelf, root in zip(self._roots, self._decompose(name)):
+                shelf.put(name, root)
+        root_a, root_s = of_a[name], of_s[name]
         metric = self._metrics.get(name)
         G = G.to(root_a)
         G = G if metric is None else metric.scale(G)
@@ -70,7 +76,7 @@ class Kfac:
 
     def with_damping(self, rho: float) -> Kfac:
         """The same factors at another damping; they are decomposed again."""
-        return type(self)(self.layers, self.A, self.S, rho, self._metrics)
+        return type(self)(self.layers, self.A, self.S, rho, self._metrics, self._shelves)
 
     def _factors(self, name: str) -> tuple[Tensor, Tensor]:
         return scaled_factors(self.A[name], self.S[name], self._metrics.get(name))

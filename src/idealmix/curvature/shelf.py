@@ -98,6 +98,27 @@ class Shelf(Mapping[str, Tensor]):
         self._files[name] = _File(path, tensor.dtype, shape, tensor.device)
 
 
+class Shared(Mapping[str, Tensor]):
+    """Tensors of which one serves several names.
+
+    Args:
+        shelf: by leader.
+        leaders: whose tensor a name has.
+    """
+
+    def __init__(self, shelf: Shelf, leaders: Mapping[str, str]) -> None:
+        self._shelf, self._leaders = shelf, leaders
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._shelf[self._leaders[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._leaders)
+
+    def __len__(self) -> int:
+        return len(self._leaders)
+
+
 def _bytes(tensor: Tensor) -> memoryview:
     """A contiguous CPU tensor's own memory."""
     array: Any = tensor.view(-1).numpy()

@@ -7,6 +7,7 @@ a backward with weight gradients costs twice the forward, without them once. Exp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -69,8 +70,14 @@ def frozen(shape: Shape, tokens: float, length: float) -> float:
 
 def covariances(shape: Shape, layers: Sequence[Linear], tokens: float, length: float) -> Cost:
     """A once for layers that read the same input, S for each."""
-    each = sum(2.0 * x.d_in**2 * (x.name == x.leader) + 2.0 * x.d_out**2 for x in layers)
+    each = sum(_symmetric(x.d_in) * (x.name == x.leader) + _symmetric(x.d_out) for x in layers)
     return Cost(passes=frozen(shape, tokens, length), sums=tokens * each)
+
+
+def _symmetric(size: int) -> float:
+    """Operations of one token's x x', by panels on and above the diagonal as `curvature.precision.gram` makes it."""
+    panels = math.ceil(size / max(128, size // 8))
+    return 2.0 * size**2 * (panels + 1) / (2 * panels)
 
 
 def decompositions(layers: Sequence[Linear], curvature: str) -> Cost:
@@ -81,12 +88,12 @@ def decompositions(layers: Sequence[Linear], curvature: str) -> Cost:
 
 
 def eigenvalues(shape: Shape, layers: Sequence[Linear], tokens: float, length: float) -> Cost:
-    """Each row's gradient in the eigenbasis, by the cheaper of two orders, as `curvature.factors.EigenvalueSums` chooses."""
+    """Each row's gradient in the eigenbasis, each side by its cheaper order, as `curvature.factors.EigenvalueSums` chooses."""
     rows, total = tokens / length, 0.0
     for x in layers:
-        tokens_first = tokens * 2.0 * (x.d_in**2 * (x.name == x.leader) + x.d_out**2)
-        gradients_first = rows * 2.0 * x.d_in * x.d_out * (x.d_in + x.d_out)
-        total += min(tokens_first, gradients_first) + tokens * 2.0 * x.d_in * x.d_out
+        inputs = min(tokens * (x.name == x.leader), rows * x.d_out) * 2.0 * x.d_in**2
+        outputs = min(tokens, rows * x.d_in) * 2.0 * x.d_out**2
+        total += inputs + outputs + tokens * 2.0 * x.d_in * x.d_out
     return Cost(passes=frozen(shape, tokens, length), sums=total)
 
 

@@ -150,7 +150,7 @@ def influence(
         samples: of domains that have rows: drawn and unused ones.
         accelerator: else what the C library does not give out again counts too (`GAPS_MEASURING`).
         sampled: the curvature's labels are drawn from the model.
-        on_disk: bases, eigenvalues and responses lie in a scratch folder, one layer's in memory at a time.
+        on_disk: what the curvature consists of and the responses lie in a scratch folder, one layer's in memory at a time.
     """
     m, every = Matrices.of(layers), 0.0 if on_disk else 1.0
     model = shape.weights(dtype)
@@ -167,8 +167,7 @@ def influence(
     factors = m.a + m.s if curvature != "identity" else 0.0
     sums = m.whole if curvature == "ekfac" else 0.0  # lambda
     roots = m.a_each + m.s if curvature == "kfac" else 0.0  # Cholesky factors of every layer
-    response = factors + roots if curvature == "kfac" else every * (factors + sums)
-    held = model + response
+    held = model + every * (factors + roots + sums)
     return {
         "covariances": model + factors + sampling + signal if factors else 0.0,
         "eigendecompositions": model + factors + _decomposition(m.widest, curvature),
@@ -196,10 +195,10 @@ def _head(shape: Shape, batch: Batch, dtype: str, *, sampled: bool) -> float:
 
 
 def _decomposition(size: int, curvature: str) -> float:
-    """Workspace for the widest factor: LAPACK's divide and conquer wants 2 d^2 beside vectors and input. Up to 1024 on a
+    """Workspace for the widest factor: LAPACK's divide and conquer wants 2 d^2 beside vectors and input. Up to 256 on a
     CPU in float64 (idealmix.curvature.linalg). Cholesky needs a copy.
     """
-    number = 8 if size <= 1024 else 4
+    number = 8 if size <= 256 else 4
     return float(size**2 * (4 + 4 * number)) if curvature == "ekfac" else 8.0 * size**2
 
 

@@ -234,9 +234,9 @@ class _Planner:
             OVERHEAD_MEASURING,
         )
         whole = memory.Matrices.of(layers)
-        # bases and lambda, then responses on top of them; K-FAC's factors stay in memory
-        bases = whole.a + whole.s if kind == "ekfac" else 0.0
-        curved = bases + (whole.whole if kind == "ekfac" else 0.0)
+        # bases and lambda, or factors and their Cholesky factors, then responses on top of them
+        bases = whole.a + whole.s if kind != "identity" else 0.0
+        curved = bases + {"ekfac": whole.whole, "kfac": whole.a_each + whole.s}.get(kind, 0.0)
         lying = {
             "eigenvalues": curved,
             "references": curved + q * whole.whole,
