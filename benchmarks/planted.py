@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -109,10 +109,11 @@ class World:
         record: TrainingRecord,
         mixture: Mixture,
         references: Mapping[str, Any] | None = None,
+        dampings: Sequence[float] = (),
         **settings: Any,
-    ) -> Measured:
-        """One stage over all drawn and all unused rows."""
-        (found,) = measure_rows(
+    ) -> list[Measured]:
+        """One stage over all drawn and all unused rows, at every damping."""
+        return measure_rows(
             model,
             mixture,
             self.domains,
@@ -120,9 +121,9 @@ class World:
             config.Influence(sample_fraction=1.0, **settings),
             record=record,
             seed=self.seed,
+            dampings=dampings,
             all_unused=True,
         )
-        return found
 
 
 def skill(name: str, count: int, seed: int, split: str = "train") -> Rows:

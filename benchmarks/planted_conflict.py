@@ -113,8 +113,8 @@ def world(seed: int) -> dict[str, Any]:
         ).references.values()
     ]
     echoes = {f"echo-{k}": Echo(f"echo-{k}", model, fresh, ECHO_ROWS, generator) for k in range(ECHO_SETS)}
-    found = at.measure(model, record, mixture, centred=False)
-    null = at.measure(model, record, mixture, echoes, centred=False)
+    (found,) = at.measure(model, record, mixture, centred=False)
+    (null,) = at.measure(model, record, mixture, echoes, centred=False)
     alike = likeness(found)
     names = list(found.matrix.domains)
     return {

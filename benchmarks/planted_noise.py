@@ -30,6 +30,8 @@ from idealmix.skills import REFERENCED
 NOISY = ("mathematics", "reasoning")
 SHARES = (0.0, 0.1, 0.2, 0.4)
 POOL_ROWS, REFERENCE_ROWS = 600, 200
+DAMPINGS = (1e-3, 1e-1, 1e1)
+"""The default first; the largest comes near the plain dot of gradients."""
 
 
 def auc(score: Any, wrong: Any) -> float:
@@ -47,10 +49,10 @@ def world(seed: int, share: float) -> dict[str, Any]:
     references = {name: skill(name, REFERENCE_ROWS, seed, "reference") for name in REFERENCED}
     at = World.of(rows, references, seed)
     model, record, mixture = at.train(at.counts())
-    found = at.measure(model, record, mixture)
+    stages = at.measure(model, record, mixture, dampings=DAMPINGS)
     weights = dict.fromkeys(REFERENCED, 1 / len(REFERENCED))
-    ranked = row_influence(found, weights)
-    slopes = slopes_of(found.matrix, weights)
+    ranked, *damped = (row_influence(stage, weights) for stage in stages)
+    slopes = slopes_of(stages[0].matrix, weights)
     step = allocate(
         mixture.counts,
         {name: len(pool) for name, pool in at.domains.items()},
@@ -63,7 +65,7 @@ def world(seed: int, share: float) -> dict[str, Any]:
         "share": share,
         "rows": mixture.counts,
         "auc": {
-            name: finding(each, wrong[name], list(REFERENCED).index(name))
+            name: finding(each, [other[name] for other in damped], wrong[name], REFERENCED.index(name))
             for name, each in ranked.items()
             if wrong.get(name)
         },
@@ -72,16 +74,16 @@ def world(seed: int, share: float) -> dict[str, Any]:
         "gated": {name: move.gated for name, move in step.moves.items()},
         "slope": {name: move.slope for name, move in step.moves.items()},
         "slope_se": {name: move.slope_se for name, move in step.moves.items()},
-        "losses": dict(found.matrix.losses),
+        "losses": dict(stages[0].matrix.losses),
     }
 
 
-def finding(each: DomainRows, wrong: set[str], own: int) -> dict[str, Any]:
+def finding(each: DomainRows, damped: list[DomainRows], wrong: set[str], own: int) -> dict[str, Any]:
     """AUC by each score, of rows in the mixture and of unused ones."""
     truth = np.array([row in wrong for row in each.ids])
     scores = {
         "influence": each.influence,
-        "influence per token": each.influence / each.tokens,
+        **{f"influence, damping {rho:g}": other.influence for rho, other in zip(DAMPINGS[1:], damped)},
         "influence on its own skill": each.by_reference[:, own],
         "own loss per token": each.loss,
         "own loss": each.loss * each.tokens,

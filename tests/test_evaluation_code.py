@@ -7,15 +7,16 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from idealmix.config import Score
 from idealmix.errors import InputError
-from idealmix.evaluation import sandbox
+from idealmix.evaluation import sandbox, scores
 from idealmix.evaluation.code_tests import asked, load_tests, programs, run_tests
 from idealmix.evaluation.sandbox import passes
-from idealmix.evaluation.scores import check_score, score_digest
+from idealmix.evaluation.scores import check_rows, check_score, score, score_digest
 
 HUMANEVAL = {
     "id": "h/0",
@@ -155,6 +156,31 @@ def test_reading_and_much_output_are_no_fault() -> None:
     assert passes(
         "import json, math\nprint('x' * 10**6)\nopen('/dev/null').read()\nassert math.gcd(4, 6) == 2"
     )
+
+
+def test_a_score_generates_runs_and_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "tests.jsonl"
+    path.write_text("".join(json.dumps({**MBPP, "id": row}) + "\n" for row in ("a", "b", "c")))
+
+    class Pool:
+        ids = ("a", "b", "c")
+
+        def __len__(self) -> int:
+            return 3
+
+        def conversation(self, number: int) -> SimpleNamespace:
+            return SimpleNamespace(id=self.ids[number])
+
+    answers = {"a": "def area(r): return math.pi * r * r", "b": "def area(r): return 0"}
+    monkeypatch.setattr(
+        scores, "generate", lambda model, tokenizer, asked, most, progress: [answers[row.id] for row in asked]
+    )
+    setting = Score(test="t", code_tests=str(path), rows=2)
+    found = score("code", None, None, Pool(), setting)
+    assert found.per_row == {"a": 1.0, "b": 0.0}
+    assert found.mean == 0.5
+    with pytest.raises(InputError, match="1 of 3 rows have no tests: d"):
+        check_rows("code", Score(test="t", code_tests=str(path)), SimpleNamespace(ids=["a", "b", "d"]))
 
 
 def test_a_file_of_tests_is_checked(tmp_path: Path) -> None:

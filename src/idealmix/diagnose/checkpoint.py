@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from idealmix import configfile
 from idealmix.allocation import Allocation, allocate
+from idealmix.comparison.smaller import FOLDER
 from idealmix.config import Config
 from idealmix.data.mixture import Mixture
 from idealmix.diagnostics.conclusions import Conclusions
+from idealmix.errors import InputError
 from idealmix.evaluation.set_loss import SetLoss
 from idealmix.influence_matrix import InfluenceMatrix
 from idealmix.influence_rows import Measured
@@ -143,10 +146,15 @@ class Checkpoint:
 def find(config: Config, watch: Watch) -> Checkpoint:
     """The best round of the run in the output folder; without a finished run its round 0, trained if it is not there.
 
+    Of a run that searched on a smaller model or budget it is the search's best round.
+
     Raises:
-        InputError: the data or the configuration is wrong, or the folder holds an unfinished run of another configuration.
+        InputError: the data or the configuration is wrong, the folder holds an unfinished run of another configuration, or
+            nothing of a run with a ``search`` block.
         IdealmixError: the training failed, or another process works on the folder.
     """
+    if config.search is not None:
+        config = _of_search(config)
     folder = Path(config.output)
     watch.begin("reading the data")
     inputs = load_inputs(config, watch)
@@ -165,6 +173,18 @@ def find(config: Config, watch: Watch) -> Checkpoint:
         weights=_weights(config, where),
         watch=watch,
     )
+
+
+def _of_search(config: Config) -> Config:
+    """The configuration that the search ran with."""
+    path = Path(config.output) / FOLDER / "config.yaml"
+    if not path.is_file():
+        raise InputError(
+            "this configuration searches on a smaller model or budget, and its search has not begun",
+            where=str(path.parent),
+            mend="idealmix run CONFIG first",
+        )
+    return configfile.load(path)
 
 
 def _train(config: Config, inputs: Inputs, watch: Watch) -> Path:
