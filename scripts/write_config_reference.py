@@ -88,7 +88,7 @@ def default_in_words(default: object) -> str:
 def table(model: type[BaseModel]) -> list[str]:
     rows = ["| key | value | default | meaning |", "|---|---|---|---|"]
     for name, field in model.model_fields.items():
-        default = {} if field.default_factory else field.default
+        default: object = {} if field.default_factory else field.default
         bounds = [
             f"{sign} {getattr(rule, attribute)}"
             for rule in field.metadata
@@ -97,7 +97,10 @@ def table(model: type[BaseModel]) -> list[str]:
         ]
         kind = ", ".join([type_in_words(field.annotation), *bounds])
         meaning = re.sub(r"\|", r"\\|", field.description or "")
-        rows.append(f"| `{name}` | {kind} | {default_in_words(default)} | {meaning} |")
+        told = (
+            "by the keys before" if field.default_factory_takes_validated_data else default_in_words(default)
+        )
+        rows.append(f"| `{name}` | {kind} | {told} | {meaning} |")
     return rows
 
 

@@ -20,8 +20,8 @@ def slopes(names, growth, se=1e-9, dof=50.0, drawn=None, drawn_se=None) -> Slope
     return Slopes(names, full(growth), full(se), full(dof), full(drawn), full(drawn_se), full(dof))
 
 
-def settings(unit="tokens", hold=True, size=None, **keys) -> Settings:
-    return Settings(budget=Budget(unit=unit, hold=hold, size=size), **keys)
+def settings(unit="tokens", hold=True, size=None, rule="scaled", **keys) -> Settings:
+    return Settings(budget=Budget(unit=unit, hold=hold, size=size), rule=rule, **keys)
 
 
 @dataclass

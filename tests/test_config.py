@@ -209,7 +209,7 @@ def test_lists_and_bools_are_not_parsed_from_text(tmp_path: Path) -> None:
     """Fault 12 of the paper's code: bool("False") was true, and two layer names fused into one."""
     config = configfile.load(
         write(tmp_path, GOOD),
-        ["influence.layers=['*.q_proj', '*.k_proj']", "allocation.gate=false", "influence.centred=False"],
+        ["influence.layers=['*.q_proj', '*.k_proj']", "allocation.gate=false", "influence.centred=False", "allocation.rule=scaled"],
     )
     assert config.influence.layers == ["*.q_proj", "*.k_proj"]
     assert config.allocation.gate is False

@@ -29,6 +29,9 @@ KINDS: list[dict[str, Any]] = [
     {"hold": False},
     {"hold": False, "method": "ideal-paper", "allocation": {"m": 0.15, "gate": False}},
     {"unit": "rows", "allocation": {"m": 0.5, "max_repeats": 2, "gate": False}},
+    {"allocation": {"rule": "scaled"}},
+    {"domains": 6, "allocation": {"rule": "exponentiated", "m": 1.0, "gate": False}},
+    {"domains": 5, "objective": "relative", "allocation": {"m": 3.0, "gate": False}},
 ]
 
 

@@ -192,15 +192,19 @@ class Budget(Settings):
 class Allocation(Settings):
     """How counts follow from influence."""
 
-    rule: Literal["scaled", "exponentiated", "equalise"] = Field(
-        "scaled",
-        description="scaled: beta_i = - m slope_i / max |slope| (the paper); exponentiated: shares times exp(- eta dL/dshare); "
-        "equalise: towards equal gains for each token (needs a held budget)",
+    budget: Budget = Field(Budget(), description="what stays equal between mixtures")
+    rule: Literal["equalise", "scaled", "exponentiated"] = Field(
+        default_factory=lambda known: "equalise" if known["budget"].hold else "scaled",
+        description="equalise: towards equal gains for each unit of a held budget (its default); scaled: beta_i = - m slope_i / max |slope|, "
+        "the paper's (the default of a free volume); exponentiated: shares times exp(- eta dL/dshare)",
     )
     m: float = Field(
-        0.15, gt=0, allow_inf_nan=False, description="largest relative change of a domain in one round"
+        default_factory=lambda known: {"equalise": 3.0, "scaled": 0.15, "exponentiated": 1.0}[known["rule"]],
+        gt=0,
+        allow_inf_nan=False,
+        description="largest relative change of a domain in one round; by default 3 for equalise (a domain at most grows to four "
+        "times, or shrinks to a quarter), 0.15 for scaled, 1 for exponentiated",
     )
-    budget: Budget = Field(Budget(), description="what stays equal between mixtures")
     start: Literal["natural", "uniform"] | dict[str, int] = Field(
         "natural", description="mixture of round 0: by pool size, equal, or row counts"
     )

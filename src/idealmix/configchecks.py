@@ -33,6 +33,7 @@ _MOST_REPLICATES = 1000
 # `method: ideal-paper` is the paper to the letter (section 4.1): m = 0.15, free volume, the uncentred
 # influence, MLP layers, two changes of the volumes (three trainings), every domain moved whatever its error.
 PAPER = {
+    ("allocation", "rule"): "scaled",
     ("allocation", "m"): 0.15,
     ("allocation", "budget", "hold"): False,
     ("allocation", "gate"): False,
@@ -60,7 +61,10 @@ def examine(data: Mapping[str, Any]) -> tuple[Config | None, list[Problem]]:
             config = Config.model_validate(rest)
             break
         except ValidationError as error:
-            found = [_explain(entry) for entry in error.errors()]
+            # a default that waits for a refused key says nothing of its own
+            found = [
+                _explain(entry) for entry in error.errors() if entry["type"] != "default_factory_not_called"
+            ]
         problems += found
         before = copy.deepcopy(rest)
         for location, _ in found:
@@ -261,6 +265,17 @@ def _cross_checks(config: Config) -> Iterator[Problem]:
             ("influence", "response"),
             "'finite' needs the optimiser's record, which backend: command does not give; use converged",
         )
+    if allocation.rule == "equalise" and config.method != "ideal-paper":
+        if not allocation.budget.hold:
+            yield (
+                ("allocation", "rule"),
+                "equalise shares out a held budget; set budget.hold to true, or rule: scaled",
+            )
+        if config.influence.centred is False:
+            yield (
+                ("influence", "centred"),
+                "allocation.rule equalise needs the influence of a held budget; leave this at auto, or set allocation.rule to scaled",
+            )
     if config.search and not config.allocation.budget.hold:
         yield (
             ("search",),

@@ -36,7 +36,7 @@ Outcome = Literal["better", "worse", "undecided"]
 Action = Literal["measure", "allocate", "train", "end"]
 
 GROW, DOUBLE, HALVE = 1.5, 2.0, 0.5
-LARGEST_M = 1.0  # a domain at most doubles in one round, or goes
+LARGEST_M = 1.0  # a domain at most doubles in one round, or goes, unless the run starts with a larger m
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-// From influence to counts in the browser: the counterpart of allocation.py (rule "scaled"), slopes.py, volumes.py,
+// From influence to counts in the browser: the counterpart of allocation/, slopes.py, volumes.py,
 // certainty.py and of Drawn.hold, to the row. Flows in: the data of whatif.py and a choice of settings. Flows out: counts,
 // or an Error in words where the bounds cannot hold together. Arrays have one entry a domain, in the order of data.domains.
 "use strict";
@@ -177,7 +177,31 @@ const Allocation = (() => {
 
   const percent = share => `${Number((100 * share).toPrecision(4))}%`;
 
-  // --- allocation.py ----------------------------------------------------------------------------------------------
+  // --- allocation/rules.py ----------------------------------------------------------------------------------------
+
+  const RETURNS = 0.7;
+
+  /** The changes that the movers ask for, of their slopes and shares. */
+  const rules = {
+    scaled: (slope, share, m) => {
+      const largest = Math.max(...slope.map(Math.abs));
+      return slope.map(s => -m * (s / largest));
+    },
+    exponentiated: (slope, share, m) => {
+      const byShare = slope.map((s, i) => s / share[i]), largest = Math.max(...byShare.map(Math.abs));
+      return byShare.map(d => Math.expm1(-Math.log1p(m) * (d / largest)));
+    },
+    equalise: (slope, share, m, whole) => {
+      const grows = slope.map(s => s < 0);
+      const factor = slope.map((s, i) => whole < 0
+        ? Math.pow(clip(1 + s / share[i] / Math.min(whole, -1e-300), 0, 1e300), RETURNS) : grows[i] ? 1 + m : 0);
+      if (grows.every(x => x) || !grows.some(x => x)) return factor.map(f => clip(f, 1 / (1 + m), 1 + m) - 1);
+      const at = f => share.map((s, i) => s * f(i));
+      return fill(at(i => factor[i]), at(() => 1 / (1 + m)), at(() => 1 + m), sum(share)).map((x, i) => x / share[i] - 1);
+    },
+  };
+
+  // --- allocation/step.py -----------------------------------------------------------------------------------------
 
   /** Changes of volume that sum to zero: growers take what shrinkers give, within their rooms. */
   function exchange(beta, volume, room) {
@@ -206,10 +230,10 @@ const Allocation = (() => {
     const p = picked.map(x => pValue(x.slope, x.se, x.dof)), clear = holm(p);
     const gated = slope.map((s, i) => choice.gate && !clear[i] && !Number.isNaN(s));
     const moves = slope.map((s, i) => !Number.isNaN(s) && !gated[i] && s !== 0);
-    const largest = Math.max(1e-300, ...slope.filter((_, i) => moves[i]).map(Math.abs));
-    const beta = slope.map((s, i) => moves[i] ? -choice.m * (s / largest) : 0);
-    const volume = n.map((x, i) => x * weight[i]);
+    const volume = n.map((x, i) => x * weight[i]), movers = xs => xs.filter((_, i) => moves[i]);
     let total = sum(volume);
+    const share = volume.map(x => x / total), asked = rules[data.rule](movers(slope), movers(share), choice.m, dot(w, at.whole));
+    const beta = moves.map(mover => mover ? asked.shift() : 0);
     if (!data.hold) total = sum(volume.map((x, i) => clip((1 + beta[i]) * x, 0, choice.max_repeats * data.sizes[i] * weight[i])));
     let [lower, upper] = rowBounds(data, choice, total, data.hold);
     lower = lower.map((x, i) => Math.min(x, n[i])); upper = upper.map((x, i) => Math.max(x, n[i]));

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +77,6 @@ def embedded(data: Any) -> str:
 def _unsupported(config: schema.Config) -> str:
     if config.method not in ("ideal", "ideal-paper"):
         return f"The mixture is of the method {config.method}, which does not follow from influence."
-    if config.allocation.rule != "scaled":
-        return (
-            f"The run allocates by the rule “{config.allocation.rule}”; the page can only compute “scaled”."
-        )
     if config.constraints and config.method == "ideal":
         return "The run has no-regression limits (constraints), which the page does not compute."
     return ""
@@ -103,6 +99,7 @@ def _common(
         "per_row": [total / n for total, n in zip(totals, rows)],
         "unit": unit,
         "hold": allocation.budget.hold,
+        "rule": allocation.rule,
         "amount": drawn["amount"],
         "drawn": [drawn["domains"][name] for name in names],
         "first_m": allocation.m,
@@ -146,8 +143,10 @@ def _round(of_round: Mapping[str, Any], result: Mapping[str, Any], names: list[s
         alpha.append([None if np.isnan(column).any() else column.tolist() for column in values.T])
         found = np.einsum("is,qst,it->iq", np.nan_to_num(K), moments.reference[rows], np.nan_to_num(K))
         by_reference.append(found.tolist())
+    alone = replace(matrix, centred=False).entries("drawn").value[rows]
     return {
         "index": of_round["index"],
+        "whole": np.nansum(alone, axis=1).tolist(),  # of each reference set, when all domains grow alike
         "counts": [int(of_round["counts"][name]) for name in names],
         "m": float(of_round["allocation"]["m"]),
         "after": [int(of_round["allocation"]["moves"][name]["after"]) for name in names],

@@ -20,11 +20,7 @@ def base_model_path() -> Path:
 
 
 def demo_config(folder: Path | str, *, skills: tuple[str, ...] = SKILLS, seed: int = 0) -> dict[str, Any]:
-    """The demo's configuration: three rounds at a held budget of tokens, each training well under a minute on CPU.
-
-    ``m`` is 0.5, not the paper's 0.15: the best mixture is several doublings away from the uniform one, which
-    three rounds of 15% cannot reach.
-    """
+    """The demo's configuration: three rounds at a held budget of tokens, each training well under a minute on CPU."""
     folder = Path(folder)
     asked = [name for name in skills if name != "chat"]
     return {
@@ -49,7 +45,6 @@ def demo_config(folder: Path | str, *, skills: tuple[str, ...] = SKILLS, seed: i
         },
         "influence": {"curvature": "ekfac", "sample_fraction": 0.5},
         "allocation": {
-            "m": 0.5,
             "rounds": 3,
             "replicates": 4,  # five seeds of round 0: a step's gain is a few of their deviations
             "budget": {"unit": "tokens", "hold": True, "size": BUDGET_TOKENS},
