@@ -123,7 +123,7 @@ class Run:
         cap = float(rng.choice([1, 1, round(1.4 / D, 2), round(1 / D + 0.01, 2)]))
         budget = self.amount if rng.random() < 0.5 else round(self.amount * float(rng.uniform(0.3, 3)))
         return {
-            "weights": weights.tolist(), "m": round(float(rng.uniform(0.01, 1)), 2), "budget": budget,
+            "weights": weights.tolist(), "m": round(float(rng.uniform(0.01, max(1, self.config.allocation.m))), 2), "budget": budget,
             "floor": [floor] * D, "cap": [cap] * D, "max_repeats": int(rng.integers(1, 6)), "gate": bool(rng.random() < 0.5),
         }  # fmt: skip
 
