@@ -75,7 +75,7 @@ def sample(
         "ended": "three rounds were asked for and done",
         "final": {
             "joint": {"tests": side[0], "scores": scores[0], "tokens": 1, "rows": 1, "supervised_tokens": 1, "steps": 1},
-            "ideal": {"tests": side[1], "scores": scores[1], "tokens": 1, "rows": 1, "supervised_tokens": 1, "steps": 1},
+            "chosen": {"tests": side[1], "scores": scores[1], "tokens": 1, "rows": 1, "supervised_tokens": 1, "steps": 1},
             "test_differences": {n: {"value": v[1] - v[0], "se": 0.0052, "p": 0.01} for n, v in tests.items()}},
         "warnings": ["coding: 41 of 4,012 rows were longer than 512 tokens and were cut"],
         "timing": {"total_s": 4211.0, "phases": {"round-0/train": 812.4, "round-0/influence": 402.0}},

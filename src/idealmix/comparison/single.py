@@ -97,7 +97,7 @@ def _tell(config: Config, executor: Executor, final: Final, watch: Watch) -> Sto
     if phases.scored:
         story.scores["base"] = phases.score("", None)
         story.scores["joint"] = phases.score("", joint.trained)
-        story.scores["ideal"] = phases.score("", final.trained)
+        story.scores["chosen"] = phases.score("", final.trained)
     phases.materialise(final.mixed)
     watch.note(state.reason)
     return story

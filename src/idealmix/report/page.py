@@ -175,21 +175,21 @@ def _losses(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _finals(result: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Test losses and scores of base, joint and ideal; None when there are neither."""
+    """Test losses and scores of base, joint and the chosen mixture; None when there are neither."""
     final = result.get("final")
     if not final:
         return None
-    base = result.get("base") or {}
+    base, method = result.get("base") or {}, result.get("method") or "chosen"
     tables = []
     for key, title, differences, lower in (
         ("tests", "test loss", final.get("test_differences") or {}, True),
         ("scores", "score", final.get("score_differences") or {}, False),
     ):
-        joint, ideal = ((final.get(side) or {}).get(key) or {} for side in ("joint", "ideal"))
+        joint, chosen = ((final.get(side) or {}).get(key) or {} for side in ("joint", "chosen"))
         untrained = base.get(key) or {}
         rows, panels = [], []
-        for name in dict.fromkeys([*joint, *ideal]):
-            cells = [table.get(name) for table in (untrained, joint, ideal)]
+        for name in dict.fromkeys([*joint, *chosen]):
+            cells = [table.get(name) for table in (untrained, joint, chosen)]
             d = differences.get(name)
             rows.append({
                 "name": name, "cells": cells, "difference": d,
@@ -197,8 +197,8 @@ def _finals(result: Mapping[str, Any]) -> dict[str, Any] | None:
                 "verdict": words.verdict(d["value"], d.get("se"), d.get("dof"), lower_is_better=lower) if d else None,
             })  # fmt: skip
             points = [
-                figures.Point(label, c["mean"], words.half_width(c.get("se")), best=label == "ideal")
-                for label, c in zip(("base", "joint", "ideal"), cells)
+                figures.Point(label, c["mean"], words.half_width(c.get("se")), best=label == method)
+                for label, c in zip(("base", "joint", method), cells)
                 if c and c.get("mean") is not None
             ]
             if key == "scores":
@@ -210,7 +210,7 @@ def _finals(result: Mapping[str, Any]) -> dict[str, Any] | None:
             tables.append(
                 {"title": title, "lower": lower, "rows": rows, "panels": panels, "compared": compared}
             )
-    return {"tables": tables} if tables else None
+    return {"tables": tables, "method": method} if tables else None
 
 
 def _volumes(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -192,9 +192,9 @@ def tell(config: Config, inputs: Inputs, phases: Phases, watch: Watch) -> Story:
         story.scores["base"] = phases.score("base", None)
         story.scores["joint"] = phases.score("round-0", first.trained)
         if chosen is not first:
-            story.scores["ideal"] = phases.score(f"round-{chosen.index}", chosen.trained)
+            story.scores["chosen"] = phases.score(f"round-{chosen.index}", chosen.trained)
         else:
-            story.scores["ideal"] = story.scores["joint"]
+            story.scores["chosen"] = story.scores["joint"]
     for warning in signatures(story):
         story.warnings.append(warning)
         watch.warn(warning)

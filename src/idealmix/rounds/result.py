@@ -174,14 +174,14 @@ def _final(story: Story) -> dict[str, Any] | None:
     if "joint" not in story.scores or story.state is None:
         return None
     first, best = story.rounds[0], story.rounds[story.state.best]
-    joint, ideal = story.scores["joint"], story.scores["ideal"]
+    joint, chosen = story.scores["joint"], story.scores["chosen"]
     losses, scores = {}, {}
     for name in joint["tests"] if best is not first else ():
-        pair = (SetLoss.from_json(ideal["tests"][name]), SetLoss.from_json(joint["tests"][name]))
+        pair = (SetLoss.from_json(chosen["tests"][name]), SetLoss.from_json(joint["tests"][name]))
         value, se, dof = paired_difference(*pair)
         losses[name] = {"value": value, "se": finite(se), "dof": finite(dof)}
     for name, before in joint["scores"].items() if best is not first else ():
-        after = ideal["scores"][name]
+        after = chosen["scores"][name]
         if before["per_row"] and after["per_row"]:
             gains = np.array([after["per_row"][row] - value for row, value in before["per_row"].items()])
             error = float(np.std(gains, ddof=1) / math.sqrt(gains.size)) if gains.size > 1 else None
@@ -195,7 +195,7 @@ def _final(story: Story) -> dict[str, Any] | None:
                     for key in ("rows", "tokens", "supervised_tokens", "steps")
                 },
             }
-            for label, scored, one in (("joint", joint, first), ("ideal", ideal, best))
+            for label, scored, one in (("joint", joint, first), ("chosen", chosen, best))
         },
         "test_differences": losses,
         "score_differences": scores,

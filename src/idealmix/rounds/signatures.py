@@ -99,10 +99,10 @@ def _made_worse(story: Story) -> Iterator[str]:
 
 def _unlike(story: Story) -> Iterator[str]:
     """A reference set that gained and whose test set of the same name lost. It comes too late to steer anything."""
-    if story.state is None or story.state.best == 0 or "ideal" not in story.scores:
+    if story.state is None or story.state.best == 0 or "chosen" not in story.scores:
         return
     best, first = story.rounds[story.state.best], story.rounds[0]
-    after, before = story.scores["ideal"]["tests"], story.scores["joint"]["tests"]
+    after, before = story.scores["chosen"]["tests"], story.scores["joint"]["tests"]
     for name in best.evaluated.deciding.keys() & after.keys():
         reference = paired_difference(best.evaluated.deciding[name], first.evaluated.deciding[name])
         test = paired_difference(SetLoss.from_json(after[name]), SetLoss.from_json(before[name]))

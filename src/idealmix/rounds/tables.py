@@ -93,7 +93,7 @@ def final_table(story: Story) -> Table | None:
         "joint (round 0)",
         f"{story.config.method} (round {story.state.best})",
     ]
-    labels = ("base", "joint", "ideal")
+    labels = ("base", "joint", "chosen")
     rows: list[list[str]] = []
     for name in story.scores["joint"]["tests"]:
         rows.append([f"{name}: loss", *(_loss_cell(story.scores[label]["tests"][name]) for label in labels)])
