@@ -7,6 +7,7 @@ Paths in a config are relative to the config file's folder, so that a project fo
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,7 @@ def resolve(config: Config, folder: Path) -> Config:
             score["code_tests"] = str((folder / Path(score["code_tests"]).expanduser()).resolve())
     if data["search"] and data["search"]["model"]:
         data["search"]["model"] = _absolute(data["search"]["model"], folder)
-    data["output"] = str((folder / Path(data["output"]).expanduser()).resolve())
+    data["output"] = str(_resolved(data["output"], folder))
     if config.method == "ideal-paper":
         for location, value in PAPER.items():
             target = data
@@ -145,6 +146,14 @@ def resolve(config: Config, folder: Path) -> Config:
 
 def _absolute(path: str, folder: Path) -> str:
     """Absolute if it is, or can only be, a local path; a hub name stays as it is."""
-    local = (folder / Path(path).expanduser()).resolve()
+    local = _resolved(path, folder)
     looks_local = path.startswith((".", "/", "~")) or Path(path).suffix.lower() in _LOCAL_SUFFIXES
     return str(local) if looks_local or local.exists() else path
+
+
+def _resolved(path: str, folder: Path) -> Path:
+    whole = folder / Path(path).expanduser()
+    try:
+        return whole.resolve()
+    except (OSError, RuntimeError):  # a link into itself: reading it tells
+        return Path(os.path.abspath(whole))

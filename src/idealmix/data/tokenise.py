@@ -190,7 +190,7 @@ class Encoder:
                 return self.tokenizer.apply_chat_template(list(messages), **options)
             except TypeError:  # some templates join the arguments of a call to their text, and want a string
                 return self.tokenizer.apply_chat_template(_with_text_arguments(messages), **options)
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
             roles = ", ".join(message["role"] for message in messages)
             raise InputError(
                 f"the tokenizer's chat template refuses this conversation ({roles}): {error}",

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from idealmix.errors import InputError
 from idealmix.training.quiet import quiet
 
+_PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -44,7 +46,7 @@ def load_model(path: str | Path, dtype: str = "auto") -> Any:
                 trust_remote_code=False,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise _unloadable(path, error) from error
     model, report = loaded
     lacking = sorted(report["missing_keys"]) + sorted(str(key[0]) for key in report["mismatched_keys"])
@@ -67,8 +69,7 @@ def positions(path: str | Path) -> int | None:
     """How many tokens the model can tell apart by position; None where it does not say."""
     folder = Path(path)
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        adapter = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        return positions(adapter["base_model_name_or_path"])
+        return positions(_base_of(folder))
     config = _causal_config(str(path))
     most = getattr(config.get_text_config(), "max_position_embeddings", None)
     return most if isinstance(most, int) and most > 0 else None
@@ -110,7 +111,21 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
                 mend="set eos_token in its tokenizer_config.json",
             )
         tokenizer.pad_token = tokenizer.eos_token
+    _check_embeddings(path, len(tokenizer))
     return tokenizer
+
+
+def _check_embeddings(path: str, tokens: int) -> None:
+    """Refuse a tokenizer that can write what the model has no embedding for."""
+    if not (Path(path) / "config.json").is_file():
+        return
+    rows = getattr(_causal_config(path).get_text_config(), "vocab_size", None)
+    if isinstance(rows, int) and tokens > rows:
+        raise InputError(
+            f"the tokenizer has {tokens:,} tokens, and the model embeddings for {rows:,}",
+            where=path,
+            mend="give the model its own tokenizer, or resize_token_embeddings and save it again",
+        )
 
 
 def _with_adapters(path: str, dtype: str) -> Any:
@@ -122,15 +137,28 @@ def _with_adapters(path: str, dtype: str) -> Any:
             where=path,
             mend="pip install 'idealmix[lora]'",
         ) from error
-    adapter = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))
+    base_path = _base_of(Path(path))
     if not (Path(path) / "adapter_model.safetensors").is_file():
         raise InputError("no adapter_model.safetensors beside adapter_config.json", where=path)
-    base = load_model(adapter["base_model_name_or_path"], dtype)
+    base = load_model(base_path, dtype)
     try:
         with quiet():
             return PeftModel.from_pretrained(base, path).eval()
-    except (OSError, ValueError, RuntimeError, TypeError) as error:
+    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         raise _unloadable(path, error) from error
+
+
+def _base_of(folder: Path) -> str:
+    """The base model that a folder of adapters names."""
+    place = folder / "adapter_config.json"
+    try:
+        return str(json.loads(place.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"not the configuration of adapters: {_first_line(error)}",
+            where=str(place),
+            mend="give a folder that peft's save_pretrained wrote; it names its base_model_name_or_path",
+        ) from error
 
 
 def _causal_config(path: str) -> Any:
@@ -182,11 +210,26 @@ def _unloadable(path: str, error: Exception) -> InputError:
             where=path,
             mend="check the spelling and the network, or give the folder of a downloaded model",
         )
+    if isinstance(error, SafetensorError):
+        return InputError(f"the weights are damaged: {text}", where=path, mend="copy or download them again")
+    if any((Path(path) / name).is_file() for name in _PICKLED):
+        return InputError(
+            "the weights are stored by pickle, which can run any code; only safetensors is read",
+            where=path,
+            mend="convert them where you trust them: AutoModelForCausalLM.from_pretrained(folder)"
+            ".save_pretrained(new_folder) writes safetensors",
+        )
     if "safetensors" in str(error) or "pytorch_model" in str(error):
         return InputError(
-            "the weights are not stored as safetensors, the only format that is read",
+            "the folder holds no weights as safetensors, the only format that is read",
             where=path,
             mend="save the model again with save_pretrained(folder)",
+        )
+    if "ignore_mismatched_sizes" in str(error):
+        return InputError(
+            "its weights have other shapes than its config.json says",
+            where=path,
+            mend="give the config.json that was saved with these weights",
         )
     return InputError(f"the model could not be loaded: {text}", where=path)
 
