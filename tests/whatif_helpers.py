@@ -174,17 +174,14 @@ def _matrix(
 ) -> InfluenceMatrix:
     D, Q = len(names), len(references)
     lean = rng.normal(0, 1, (Q, 2 * D))
-    if rng.random() < 0.3:  # one domain is exhausted
-        exhausted = int(rng.integers(D))
-    else:
-        exhausted = -1
+    exhausted = int(rng.integers(D)) if rng.random() < 0.3 else None  # a domain without unused rows
     training: list[Rows | None] = []
     for s in range(2 * D):
         n = int(rng.integers(12, 60))
         rows = Rows(
             lean[:, s] + rng.normal(0, 2.5, (n, Q)), rng.integers(5, 60, n).astype(float), np.ones(n), 0.5
         )
-        training.append(None if s - D == exhausted else rows)
+        training.append(None if exhausted is not None and s - D == exhausted else rows)
     halves = []
     for q in range(Q):
         n = int(rng.integers(8, 30))

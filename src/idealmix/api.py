@@ -1,18 +1,21 @@
-"""The Python API: a whole run, and the influence matrix of a model that is at hand.
+"""The Python API: a whole run, a finished one, and the influence matrix of a model that is at hand.
 
-Flows in: a configuration (or a model, its tokenizer and data). Flows out: results as data.
+Flows in: a configuration or a run folder (or a model, its tokenizer and data). Flows out: results as data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idealmix import config as schema
 from idealmix import configfile
+from idealmix.data.mixture import Mixture
 from idealmix.errors import InputError
 from idealmix.influence_matrix import InfluenceMatrix
+from idealmix.rounds.folder import read_json
 from idealmix.rounds.watch import Silent, Watch
 
 if TYPE_CHECKING:
@@ -23,7 +26,92 @@ Data = str | Path | Mapping[str, Any]
 """A path or hub name, or a `Source` as a mapping."""
 
 
-def run(config: str | Path | Mapping[str, Any], watch: Watch | None = None) -> dict[str, Any]:
+class Result(Mapping[str, Any]):
+    """A finished run: the content of ``result.json`` (docs/files.md) as a mapping, and what lies beside it as objects.
+
+    Attributes:
+        folder: the run folder.
+        best: the index of the chosen round.
+    """
+
+    def __init__(self, folder: Path, content: Mapping[str, Any]) -> None:
+        self.folder, self._content = folder, content
+        self.best = int(content["best"])
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Result:
+        """A run that ended before.
+
+        Raises:
+            InputError: there is no ``result.json`` in the folder, or it is of another format.
+        """
+        from idealmix.report.page import check
+
+        content = read_json(Path(folder) / "result.json")
+        check(content)
+        return cls(Path(folder), content)
+
+    def __getitem__(self, key: str) -> Any:
+        return self._content[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._content)
+
+    def __len__(self) -> int:
+        return len(self._content)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows of each domain in the chosen mixture."""
+        return dict(self["rounds"][self.best]["counts"])
+
+    @property
+    def mixture(self) -> Mixture:
+        """The chosen mixture with its row ids. Its rows as files lie in ``folder / "mixture"``."""
+        return self.mixture_of(self.best)
+
+    def mixture_of(self, index: int) -> Mixture:
+        """The mixture that a round trained on.
+
+        Raises:
+            InputError: the folder does not hold it (a method other than IDEAL keeps it elsewhere).
+        """
+        return Mixture.read(self.folder / f"round-{index}" / "mixture.json")
+
+    @property
+    def influence(self) -> dict[int, InfluenceMatrix]:
+        """The influence matrix of every round where it was measured."""
+        return {
+            int(one["index"]): InfluenceMatrix.from_json(one["influence"])
+            for one in self["rounds"]
+            if one.get("influence")
+        }
+
+    @property
+    def report(self) -> Path:
+        """The page for people."""
+        return self.folder / "report.html"
+
+    def __repr__(self) -> str:
+        return f"Result({str(self.folder)!r}, round {self.best} of {len(self['rounds'])}: {self.counts})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: what to do, how sure that is, and the counts."""
+        from idealmix.report import comparison, words
+
+        share = words.shares(words.amounts(self, self["rounds"][self.best])[0])
+        against = comparison.against_joint(self)
+        texts = (words.advice(share, keep=self.best == 0), f"{against.title}. {against.sentence}")
+        rows = "".join(
+            f"<tr><th scope='row'>{escape(name)}</th><td>{self['rounds'][0]['counts'][name]:,}</td><td>{count:,}</td></tr>"
+            for name, count in self.counts.items()
+        )
+        head = "<tr><th>domain</th><th>rows in joint</th><th>rows</th></tr>"
+        said = "".join(f"<p>{escape(text)}</p>" for text in texts)
+        return f"{said}<table><thead>{head}</thead><tbody>{rows}</tbody></table>"
+
+
+def run(config: str | Path | Mapping[str, Any], watch: Watch | None = None) -> Result:
     """Run, or go on with, a whole run.
 
     Args:
@@ -31,10 +119,11 @@ def run(config: str | Path | Mapping[str, Any], watch: Watch | None = None) -> d
         watch: receives progress; None: silent.
 
     Returns:
-        The content of ``result.json`` (docs/files.md).
+        The finished run.
 
     Raises:
-        InputError, IdealmixError: see the message.
+        InputError: the configuration, the data or the model is wrong, or the folder holds another run.
+        IdealmixError: a phase failed; what was finished is kept.
     """
     from idealmix.comparison.single import run_any
 
@@ -42,7 +131,7 @@ def run(config: str | Path | Mapping[str, Any], watch: Watch | None = None) -> d
         settings = configfile.from_mapping(dict(config), folder=Path.cwd())
     else:
         settings = configfile.load(config)
-    return run_any(settings, watch or Silent())
+    return Result(Path(settings.output), run_any(settings, watch or Silent()))
 
 
 def influence(

@@ -16,15 +16,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
+from idealmix import views
 from idealmix.certainty import holm, p_value
 from idealmix.errors import InputError
 from idealmix.moments import Array, Estimate, Moments
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
 
 Kind = Literal["acting", "drawn", "unused", "memorisation"]
 """Of training rows. acting: unused where there are any, else drawn. memorisation: unused minus drawn."""
@@ -180,6 +185,32 @@ class InfluenceMatrix:
         widths = [max(map(len, column)) for column in zip(*table)]
         lines = ["  ".join(cell.ljust(n) for cell, n in zip(row, widths)).rstrip() for row in table]
         return "\n".join([*lines, f"in {self.units}"])
+
+    def to_pandas(self, kind: Kind = "acting") -> pd.DataFrame:
+        """One row for each reference set and domain (the index), sorted as in the matrix.
+
+        Columns: ``alpha`` and ``se`` (population) in `units`, ``dof``, ``low`` and ``high`` (the 95% interval of each on
+        its own), and for the acting rows ``sign`` as in `signs`.
+
+        Raises:
+            IdealmixError: pandas is not installed.
+        """
+        return views.influence_frame(self, kind)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """A heat map on matplotlib axes; colour only where a sign is claimed, figures in every cell.
+
+        Args:
+            ax: where to draw; None: a new figure.
+
+        Raises:
+            IdealmixError: matplotlib is not installed.
+        """
+        return views.influence_plot(self, ax)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return views.influence_html(self)
 
     # --- algebra ---------------------------------------------------------------------------------------------
 

@@ -15,14 +15,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from idealmix import views
 from idealmix.data.pools import Pool
 from idealmix.data.seeding import seeded_order
 from idealmix.errors import IdealmixError, InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _FORMAT = 1
 
@@ -85,6 +89,18 @@ class Mixture:
         """Supervised tokens of one pass."""
         return sum(self.supervised_tokens_by_domain.values())
 
+    def to_pandas(self) -> pd.DataFrame:
+        """One row for each domain: ``rows``, ``pool_rows``, ``passes``, ``tokens``, ``supervised_tokens``, ``share`` (of tokens).
+
+        Raises:
+            IdealmixError: pandas is not installed.
+        """
+        return views.mixture_frame(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return views.mixture_html(self)
+
     def write(self, path: str | Path) -> None:
         """Write ``mixture.json``."""
         domains = {
@@ -109,8 +125,11 @@ class Mixture:
         write_json(Path(path), content)
 
     @classmethod
-    def read(cls, path: str | Path, pools: Mapping[str, Pool]) -> Mixture:
-        """Read a ``mixture.json`` and check it against the pools.
+    def read(cls, path: str | Path, pools: Mapping[str, Pool] | None = None) -> Mixture:
+        """Read a ``mixture.json``.
+
+        Args:
+            pools: what it was drawn from, to check it against; None: it is believed.
 
         Raises:
             InputError: not such a file; a domain without a pool; a pool that holds other rows than it did.
@@ -123,10 +142,13 @@ class Mixture:
             seed, domains = int(content["seed"]), dict(content["domains"])
             drawn = {name: [str(row_id) for row_id in entry["row_ids"]] for name, entry in domains.items()}
             digests = {name: str(entry["pool_digest"]) for name, entry in domains.items()}
+            told = {name: _told(entry, drawn[name]) for name, entry in domains.items()}
         except OSError as error:
             raise InputError(f"cannot be read: {error.strerror}", where=place) from error
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"not a mixture.json of idealmix: {error!r}", where=place) from error
+        if pools is None:
+            return cls(seed, told)
         parts = {}
         for name, ids in drawn.items():
             pool = _pool(pools, name, place)
@@ -194,6 +216,12 @@ def write_json(path: Path, content: Any) -> None:
             stream.write("\n")
     except OSError as error:
         raise IdealmixError(f"cannot be written: {error.strerror}", where=str(path)) from error
+
+
+def _told(entry: Mapping[str, Any], ids: list[str]) -> Part:
+    """A domain's part as its file tells it."""
+    tokens, supervised, rows = (int(entry[key]) for key in ("tokens", "supervised_tokens", "pool_rows"))
+    return Part(ids, tokens, supervised, rows, str(entry["pool_digest"]))
 
 
 def _part(pool: Pool, ids: list[str]) -> Part:
