@@ -2,7 +2,7 @@
 
 Flows in: the folder that `benchmarks.retrainings` filled. Flows out: agreement of each setting's alpha with the measured
 slopes; the last line is one JSON object. Retraining takes an hour, judging a minute: after a change of the engine only this
-is run again. ``--reuse`` takes the predictions of the last call and judges them on the trainings that there are by now.
+is run again. ``--reuse`` takes the predictions of the last call, makes those that are missing, and judges them all.
 
     python -m benchmarks.fidelity --json
 
@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,16 +29,20 @@ from safetensors.torch import load_file
 
 from benchmarks.retrainings import FACTORS, SUITES, Bed, Suite, folder_of
 from idealmix import config
-from idealmix.curvature import Collector, adam_metric, fit_curvature, select_layers, sum_gradient
+from idealmix.curvature import Collector, Layer, adam_metric, fit_curvature, select_layers, sum_gradient
+from idealmix.curvature.unrolled import Unrolled
 from idealmix.data.mixture import Mixture
 from idealmix.diagnostics.agreement import KEYS, Array, Interval, Judge, Measured, central_differences
 from idealmix.influence_sample import Sample, Sampler
+from idealmix.training import SEGMENTS
 from idealmix.training.model import load_model
 from idealmix.training.record import TrainingRecord
 
 MODES = {"held": True, "free": False}  # and whether alpha is centred
 DAMPINGS = (0.1, 1.0, 10.0)  # times the default
-BASELINES = ("identity", "adamw dot", "adamw dot, three checkpoints")
+FRACTIONS = (0.1, 0.25, 1.0)  # of the rows; the default's 0.5 is all others'
+NULL, UNCLIPPED = "own helps, others hurt", "ekfac finite, clipping ignored"
+BASELINES = ("identity", "adamw dot", "adamw dot, three checkpoints", NULL)
 Gradients = Mapping[str, torch.Tensor]
 Predictions = dict[str, dict[str, list[list[float]]]]  # by setting and mode, references by domains
 
@@ -76,76 +82,162 @@ def measured(records: Sequence[Mapping[str, Any]], mode: str) -> Measured:
 
 
 class Checkpoint:
-    """The unchanged mixture's training, and mean gradients at one of its checkpoints."""
+    """One stage of the unchanged mixture's training, and mean gradients there.
 
-    def __init__(self, bed: Bed, seed: int, stage: str = "end") -> None:
+    Args:
+        stage: ``end`` or ``middle-1``, ..: the reference sets' gradients are those of the end.
+        fraction: of the training rows that are measured.
+    """
+
+    def __init__(self, bed: Bed, seed: int, stage: str = "end", fraction: float | None = None) -> None:
         folder = bed.folder / f"seed-{seed}"
         self.record = TrainingRecord.read(folder / "record.json")
         self.mixture = Mixture.read(folder / "mixture.json", bed.domains)
         self.moments = load_file(folder / stage / "second_moments.safetensors")
         model = load_model(folder / stage / "model", "float32")
         self.collector = Collector(model, select_layers(model))
-        sampler, rows = Sampler(config.Influence().sample_fraction, 4096, 0), self.mixture.row_ids
-        drawn = [sampler.drawn(name, pool, rows[name]) for name, pool in bed.domains.items()]
-        unused = [sampler.unused(name, pool, rows[name]) for name, pool in bed.domains.items()]
+        self._sampler = Sampler(fraction or config.Influence().sample_fraction, 4096, 0)
+        rows = self.mixture.row_ids
+        drawn = [self._sampler.drawn(name, pool, rows[name]) for name, pool in bed.domains.items()]
+        unused = [self._sampler.unused(name, pool, rows[name]) for name, pool in bed.domains.items()]
         self.mixed = [batch for sample in drawn for batch in sample.batches]
-        self.references = [self._gradient(sampler.whole(*item)) for item in bed.references.items()]
         self.drawn, self.unused = [self._gradient(s) for s in drawn], [self._gradient(s) for s in unused]
-        self.v = np.array([self.record.step_weights[name] for name in bed.domains])
+
+    @property
+    def layers(self) -> Sequence[Layer]:
+        """All that are measured."""
+        return self.collector.layers
+
+    def references(self, bed: Bed) -> list[Gradients]:
+        """Mean gradients of the reference sets."""
+        return [self._gradient(self._sampler.whole(*item)) for item in bed.references.items()]
+
+    def fit(self, kind: Literal["ekfac", "kfac"], tau: float | None = None, labels: int | None = 0) -> Any:
+        """A curvature here: converged, or with tau in the optimiser's metric; labels None: the data's own."""
+        metrics = (
+            None
+            if tau is None
+            else {layer.name: adam_metric(layer, self.moments, 1e-8) for layer in self.layers}
+        )
+        return fit_curvature(kind, self.collector, self.mixed, label_seed=labels, tau=tau, metrics=metrics)
+
+    def adam_inverse(self, name: str, G: torch.Tensor, tau: float) -> torch.Tensor:
+        """tau D^-1 G, elementwise: the trained AdamW's own steps on a gradient."""
+        layer = next(layer for layer in self.layers if layer.name == name)
+        return tau * G / (layer.matrix(self.moments).sqrt() + 1e-8)
 
     def _gradient(self, sample: Sample) -> Gradients:
         return sum_gradient(self.collector, sample.batches).mean()
 
-    def alpha(self, respond: Any, centred: bool) -> Array:
-        """(Q, D): -v_i (gbar_q' R gbar_i - c sum_j v_j gbar_q' R gbar_j); `respond`: layer name, gradient -> R gradient."""
-        layers = [layer.name for layer in self.collector.layers]
-        acting, drawn = np.zeros((2, len(self.references), len(self.v)))
-        for name in layers:
-            answers = torch.stack([respond(name, g[name]) for g in self.references]).flatten(1).double()
-            acting += (answers @ torch.stack([g[name] for g in self.unused]).flatten(1).double().T).numpy()
-            drawn += (answers @ torch.stack([g[name] for g in self.drawn]).flatten(1).double().T).numpy()
-        return -self.v * (acting - float(centred) * (drawn @ self.v)[:, None])
 
-    def adam_inverse(self, tau: float) -> Any:
-        """tau D^-1, elementwise: the trained AdamW's own step on a gradient, summed over steps."""
-        scales = {
-            layer.name: tau / (layer.matrix(self.moments).sqrt() + 1e-8) for layer in self.collector.layers
+Pull = Callable[[str, torch.Tensor], Sequence[torch.Tensor]]
+"""Layer name, (Q, d_out, d_in) gradients of the references -> what every stage's gradients are multiplied by."""
+
+
+class Forecast:
+    """Slopes that a setting predicts for retraining.
+
+    Args:
+        end: the trained model's stage, whose references are asked.
+        references: their mean gradients.
+        tokens: of each domain in the mixture.
+    """
+
+    def __init__(self, end: Checkpoint, references: Sequence[Gradients], tokens: Array) -> None:
+        self._references, self._shares = references, tokens / tokens.sum()
+        self._names = [layer.name for layer in end.layers]
+        self._v = np.array(list(end.record.step_weights.values()))
+
+    def slopes(
+        self, stages: Sequence[Checkpoint], pull: Pull, part: str = ""
+    ) -> dict[str, list[list[float]]]:
+        """By mode: -v_i sum over stages of (gbar_q' R gbar_i - c sum_j v_j gbar_q' R gbar_j), references by domains.
+
+        Args:
+            part: only the layers whose names have this in them.
+        """
+        acting, drawn = np.zeros((2, len(self._references), len(self._v)))
+        for name in (name for name in self._names if part in name):
+            pulled = pull(name, torch.stack([g[name] for g in self._references]))
+            for stage, answers in zip(stages, pulled):
+                flat = answers.flatten(1).double()
+                acting += (flat @ torch.stack([g[name] for g in stage.unused]).flatten(1).double().T).numpy()
+                drawn += (flat @ torch.stack([g[name] for g in stage.drawn]).flatten(1).double().T).numpy()
+        scale = {"held": 1 / (1 - self._shares), "free": np.ones(len(self._v))}
+        return {
+            mode: (-self._v * (acting - float(c) * (drawn @ self._v)[:, None]) * scale[mode]).tolist()
+            for mode, c in MODES.items()
         }
-        return lambda name, G: scales[name] * G
 
 
-def responses(at: Checkpoint) -> Iterator[tuple[str, Any]]:
-    """Every curvature, response and damping that idealmix offers; ``finite`` has no damping."""
-    default, layers = config.Influence().damping, at.collector.layers
-    tau = float(sum(at.record.step_sizes))
-    metrics = {layer.name: adam_metric(layer, at.moments, 1e-8) for layer in layers}
+def settings(bed: Bed, seed: int) -> Iterator[tuple[str, Callable[[], dict[str, list[list[float]]]]]]:
+    """Every setting's name, and what predicts by it: curvatures, responses, dampings, baselines, then what may be chosen."""
+    at = lru_cache(lambda stage, fraction=None: Checkpoint(bed, seed, stage, fraction))
+
+    @cache
+    def forecast() -> Forecast:
+        end = at("end")
+        tokens = np.array([end.mixture.tokens_by_domain[name] for name in bed.domains], dtype=float)
+        return Forecast(end, end.references(bed), tokens)
+
+    record = TrainingRecord.read(bed.folder / f"seed-{seed}" / "record.json")
+    parts = [float(part.sum()) for part in np.array_split(record.clipped_steps, SEGMENTS)]
+    default = config.Influence().damping
+    middles = [f"middle-{k}" for k in range(1, SEGMENTS + 1)]
+
+    @lru_cache(2)
+    def fitted(kind: Any, tau: float | None, labels: int | None = 0, fraction: float | None = None) -> Any:
+        return at("end", fraction).fit(kind, tau, labels)
+
+    def one(curvature: Callable[[], Any], part: str = "", fraction: float | None = None) -> Any:
+        respond = curvature().respond
+        return forecast().slopes([at("end", fraction)], lambda name, U: [respond(name, U)], part)
+
+    def dots(stages: Sequence[str], taus: Sequence[float]) -> Any:
+        every = [at(stage) for stage in stages]
+        return forecast().slopes(
+            every, lambda name, U: [each.adam_inverse(name, U, tau) for each, tau in zip(every, taus)]
+        )
+
+    def unrolled() -> Any:
+        stages = [at(stage) for stage in middles]
+        joined = Unrolled([stage.fit("ekfac", tau) for stage, tau in zip(stages, parts)])
+        return forecast().slopes(stages, joined.pull)
+
+    whole = sum(parts)
     for kind in ("ekfac", "kfac"):
-        curvature: Any = fit_curvature(kind, at.collector, at.mixed, rho=default, label_seed=0)
         for times in DAMPINGS:
-            yield f"{kind} converged {default * times:g}", curvature.with_damping(default * times).respond
-        finite = fit_curvature(kind, at.collector, at.mixed, label_seed=0, tau=tau, metrics=metrics)
-        yield f"{kind} finite", finite.respond
-    yield "identity", lambda name, G: G
-    yield "adamw dot", at.adam_inverse(tau)
+            rho = default * times
+            yield (
+                f"{kind} converged {rho:g}",
+                lambda kind=kind, rho=rho: one(lambda: fitted(kind, None).with_damping(rho)),
+            )
+        yield f"{kind} finite", lambda kind=kind: one(lambda: fitted(kind, whole))
+    yield "ekfac unrolled", unrolled
+    yield UNCLIPPED, lambda: one(lambda: fitted("ekfac", float(sum(record.step_sizes))))
+    yield "identity", lambda: forecast().slopes([at("end")], lambda name, U: [U])
+    yield "adamw dot", lambda: dots(["end"], [whole])
+    yield "adamw dot, three checkpoints", lambda: dots(middles, parts)
+    yield NULL, lambda: null_rule(bed)
+    for response, tau in (("converged 0.001", None), ("finite", whole)):
+        for part in ("mlp", "self_attn"):
+            yield (
+                f"ekfac {response}, {part}",
+                lambda tau=tau, part=part: one(lambda: fitted("ekfac", tau), part),
+            )
+        yield f"ekfac {response}, empirical", lambda tau=tau: one(lambda: fitted("ekfac", tau, None))
+        for share in FRACTIONS:
+            yield (
+                f"ekfac {response}, {share:g} of rows",
+                lambda tau=tau, share=share: one(lambda: fitted("ekfac", tau, 0, share), "", share),
+            )
 
 
-def predict(bed: Bed, seed: int) -> Predictions:
-    """Slopes that each setting predicts for retraining, from one seed's checkpoint."""
-    at = Checkpoint(bed, seed)
-    tokens = np.array([at.mixture.tokens_by_domain[name] for name in bed.domains], dtype=float)
-    scale = {"held": 1 / (1 - tokens / tokens.sum()), "free": np.ones(len(tokens))}
-    found = {
-        name: {mode: (at.alpha(respond, centred) * scale[mode]).tolist() for mode, centred in MODES.items()}
-        for name, respond in responses(at)
-    }
-    thirds = np.array_split(at.record.step_sizes, 3)
-    stages = [Checkpoint(bed, seed, stage) for stage in ("third", "two-thirds")]
-    parts = [(stage, stage.adam_inverse(float(sum(part)))) for stage, part in zip([*stages, at], thirds)]
-    found[BASELINES[2]] = {
-        mode: (sum(each.alpha(respond, centred) for each, respond in parts) * scale[mode]).tolist()
-        for mode, centred in MODES.items()
-    }
-    return found
+def null_rule(bed: Bed) -> dict[str, list[list[float]]]:
+    """Nothing is measured: the own domain helps; of a held budget every other one hurts, of a free one it helps less."""
+    own = np.array([[domain == name for domain in bed.domains] for name in bed.references], dtype=float)
+    others = (1 - own) / (len(bed.domains) - 1)
+    return {"held": (others - own).tolist(), "free": (-others - own).tolist()}
 
 
 # --- judged --------------------------------------------------------------------------------------------------
@@ -183,8 +275,9 @@ def judge(
         found.setdefault("counts", {})[mode] = bench.counts() | {"seeds": {s: seeds[s] for s in known}}
         found["advantage"][mode] = {
             f"{ours} over {theirs}": plain(bench.advantage(predicted[ours], predicted[theirs]))
-            for ours in dict.fromkeys((default, "ekfac finite"))
-            for theirs in BASELINES
+            for ours in dict.fromkeys((default, "ekfac finite", "ekfac unrolled"))
+            for theirs in (*BASELINES, "ekfac converged 0.001", "ekfac finite")
+            if ours != theirs
         }
         found.setdefault("by_suite", {})[mode] = {
             suite: {n: Judge([m], draws=0).values([predicted[n][k]]) for n in names}
@@ -212,11 +305,16 @@ def load(suite: Suite, options: argparse.Namespace) -> tuple[list[dict[str, Any]
     folder = folder_of(suite, options.output)
     lines = (folder / "retrainings.jsonl").read_text(encoding="utf-8").splitlines()
     records = [record for record in map(json.loads, lines) if record["budget"] == options.budget]
-    cache = folder / f"predictions-{options.checkpoint}.json"
-    if not (options.reuse and cache.is_file()):
-        found = predict(Bed(suite, options.output, options.budget), options.checkpoint)
-        cache.write_text(json.dumps(found), encoding="utf-8")
-    return records, json.loads(cache.read_text(encoding="utf-8"))
+    known = folder / f"predictions-{options.checkpoint}.json"
+    found: Predictions = (
+        json.loads(known.read_text(encoding="utf-8")) if options.reuse and known.is_file() else {}
+    )
+    for name, predict in settings(Bed(suite, options.output, options.budget), options.checkpoint):
+        if name not in found:
+            found[name] = predict()
+            known.write_text(json.dumps(found), encoding="utf-8")
+            print(suite.name, name, file=sys.stderr, flush=True)
+    return records, found
 
 
 def main() -> None:
@@ -228,13 +326,19 @@ def main() -> None:
     )
     parser.add_argument("--budget", type=int, default=30_000)
     parser.add_argument("--checkpoint", type=int, default=301, help="the seed whose checkpoints predict")
-    parser.add_argument("--reuse", action="store_true", help="judge the predictions of the last call")
+    parser.add_argument("--suite", type=int, help="only this one, counted from 0")
+    parser.add_argument(
+        "--reuse",
+        action="store_true",
+        help="keep the predictions of the last call; only what is missing is made",
+    )
     parser.add_argument("--draws", type=int, default=1000, help="of the bootstrap")
     parser.add_argument("--json", action="store_true", help="no tables before the last line")
     options = parser.parse_args()
     torch.set_num_threads(1)
     began = time.monotonic()
-    present = [s for s in SUITES if (folder_of(s, options.output) / "retrainings.jsonl").is_file()]
+    chosen = SUITES if options.suite is None else [SUITES[options.suite]]
+    present = [s for s in chosen if (folder_of(s, options.output) / "retrainings.jsonl").is_file()]
     suites = {suite.name: load(suite, options) for suite in present}
     result = judge(suites, options.draws)
     result["seconds"] = round(time.monotonic() - began, 1)

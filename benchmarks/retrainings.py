@@ -1,8 +1,8 @@
 """Retrains the built-in skills with every domain at 0.5x and 1.5x: what influence has to predict.
 
 Flows in: generated suites, the shipped base model. Flows out: one JSON line a training (counts, steps, test losses row by
-row), and for the unchanged mixture of every seed a checkpoint with its record, second moments and mixture, a third of the way, two thirds,
-and at the end. An interrupted run goes on where it was: finished lines are skipped.
+row), and for the unchanged mixture of every seed checkpoints with second moments in the middles of the training's thirds and at its
+end, its record and mixture. An interrupted run goes on where it was: finished lines are skipped.
 
     python -m benchmarks.retrainings --budget 30000 --seeds 5       # 40 minutes of one idle core
     python -m benchmarks.retrainings --suite 0                      # one suite: a process for each of the three
@@ -31,13 +31,16 @@ from idealmix.data.pools import Pool, load_pool
 from idealmix.data.tokenise import Encoder
 from idealmix.evaluation.loss import reference_loss
 from idealmix.skills import REFERENCED, SKILLS, base_model_path, demo_config, write_suite
+from idealmix.training import SEGMENTS
 from idealmix.training.model import load_model, load_tokenizer
 from idealmix.training.order import StepPlan, plan_steps
 from idealmix.training.record import TrainingRecord
+from idealmix.training.segments import middles
 
 FACTORS = (0.5, 1.5)
 TRAINED_ROWS, REFERENCE_ROWS, TEST_ROWS = 6000, 400, 200  # a skill's
 BATCH_ROWS, WARMUP = 16, 0.125  # rows of a step at the start; share of the steps, as the demo's 30 of 240
+CLIPPED = 1.0  # the largest norm of a step's gradient
 
 
 @dataclass(frozen=True)
@@ -131,21 +134,21 @@ class Bed:
 
 
 def train(bed: Bed, plan: StepPlan, save: Path | None = None) -> tuple[Any, TrainingRecord]:
-    """Train the base model on a plan; with `save`, checkpoints at thirds: ``step-N/`` and, at the end, ``end/``."""
+    """Train the base model on a plan; with `save`, checkpoints in it: ``middle-1``, .. and ``end``."""
     began, model = time.monotonic(), load_model(base_model_path(), "float32").train()
     betas = (0.9, bed.beta2)
     optimiser = torch.optim.AdamW(model.parameters(), lr=bed.rate, betas=betas, eps=1e-8, weight_decay=0.0)
-    steps, warmup, rates = len(plan.steps), round(WARMUP * len(plan.steps)), []
-    thirds = {round(steps / 3): "third", round(2 * steps / 3): "two-thirds", steps: "end"}
+    steps, warmup, rates, norms = len(plan.steps), round(WARMUP * len(plan.steps)), [], []
+    kept = {step: f"middle-{k}" for k, step in enumerate(middles(steps, SEGMENTS), 1)} | {steps: "end"}
     for number, rows in enumerate(plan.steps):
         rates.append(bed.rate * min(number / warmup, (steps - number) / (steps - warmup)))
         optimiser.param_groups[0]["lr"] = rates[-1]
         _backward(bed, model, plan, rows)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), CLIPPED)))
         optimiser.step()
         optimiser.zero_grad()
-        if save and number + 1 in thirds:
-            folder = save / thirds[number + 1]
+        if save and number + 1 in kept:
+            folder = save / kept[number + 1]
             model.save_pretrained(folder / "model")
             save_file(_second_moments(model, optimiser), folder / "second_moments.safetensors")
     record = TrainingRecord(
@@ -160,7 +163,15 @@ def train(bed: Bed, plan: StepPlan, save: Path | None = None) -> tuple[Any, Trai
         model_path="model",
         seconds=time.monotonic() - began,
         step_sizes=rates,
-        optimiser={"name": "AdamW", "betas": list(betas), "eps": 1e-8, "weight_decay": 0.0},
+        gradient_norms=norms,
+        optimiser={
+            "name": "AdamW",
+            "betas": list(betas),
+            "eps": 1e-8,
+            "weight_decay": 0.0,
+            "max_grad_norm": CLIPPED,
+        },
+        segments=[step for step, name in kept.items() if name != "end"],
     )
     return model.eval(), record
 
@@ -251,6 +262,9 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=30_000, help="training tokens of the unchanged mixture")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=301)
+    parser.add_argument(
+        "--starts", action="store_true", help="only the checkpoints of the unchanged mixture, anew"
+    )
     parser.add_argument("--suite", type=int, help="only this one, counted from 0: one process a suite")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -260,11 +274,13 @@ def main() -> None:
         for seed, domain, mode, factor in wanted(
             suite, range(options.first_seed, options.first_seed + options.seeds)
         ):
-            if (seed, domain, mode, factor, options.budget) in finished(path):
+            done = (seed, domain, mode, factor, options.budget) in finished(path)
+            if done != options.starts or (options.starts and mode != "start"):
                 continue
             record = retrain(bed, seed, domain, mode, factor)
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            if not done:
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(record) + "\n")
             shown = {name: round(value, 4) for name, value in record["losses"].items()}
             print(
                 suite.name, seed, domain, mode, factor, record["steps"], shown, record["total_s"], flush=True

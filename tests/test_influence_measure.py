@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -13,6 +11,7 @@ from safetensors.torch import save_file
 from idealmix.errors import IdealmixError, InputError
 from idealmix.influence_matrix import DOT_UNITS, UNITS, InfluenceMatrix
 from idealmix.influence_stage import measure
+from idealmix.training.record import TrainingRecord
 
 DOMAINS = pools_of({"math": 7, "code": 5, "chat": 6})
 REFERENCES = pools_of({"sums": 4, "talk": 5}, seed=1)
@@ -27,10 +26,10 @@ MIXTURE = mixture_of(
 V = {"math": 0.5, "code": 0.2, "chat": 0.3}
 
 
-def record(**facts):
-    return SimpleNamespace(
-        **({"step_weights": V, "step_sizes": [0.1, 0.3], "steps": 2, "optimiser": {"eps": 1e-6}} | facts)
-    )
+def record(**facts) -> TrainingRecord:
+    known = {"step_weights": V, "step_sizes": [0.1, 0.3], "steps": 2, "optimiser": {"eps": 1e-6}}
+    rest = {"backend": "test", "seed": 0, "rows": 0, "tokens": 0, "supervised_tokens": 0, "token_shares": V}
+    return TrainingRecord(**(rest | {"model_path": "model", "seconds": 0.0} | known | facts))
 
 
 @pytest.fixture(scope="module")

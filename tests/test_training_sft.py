@@ -34,12 +34,11 @@ def base(tmp_path_factory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("base"))
 
 
-def run(base, output, pools=POOLS, *, seed=0, steps=None, progress=None, **settings):
+def run(base, output, pools=POOLS, *, seed=0, steps=None, segments=0, progress=None, **settings):
     defaults = {"learning_rate": 1e-3, "per_device_train_batch_size": 4, "dtype": "float32"}
     chosen = Training(**(defaults | settings))
-    return train(
-        base, tiny_mixture(pools), pools, chosen, seed=seed, output=output, steps=steps, progress=progress
-    )
+    how = {"seed": seed, "steps": steps, "segments": segments, "progress": progress}
+    return train(base, tiny_mixture(pools), pools, chosen, output=output, **how)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -193,7 +192,16 @@ def test_the_record_tells_the_training(base, tmp_path):
     assert record.rows == 42
     assert record.step_sizes[0] == 0  # warm-up starts at zero
     assert max(record.step_sizes) == pytest.approx(1e-3)
-    assert record.optimiser == {"name": "AdamW", "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.0}
+    assert record.optimiser == {
+        "name": "AdamW",
+        "betas": [0.9, 0.95],
+        "eps": 1e-8,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+    }
+    assert len(record.gradient_norms) == 11
+    assert min(record.gradient_norms) > 0
+    assert record.segments == []
     assert record.model_folder(tmp_path) == tmp_path / "model"
     assert [facts[:2] for facts in seen] == [(number, 11) for number in range(1, 12)]
     assert [facts[2]["loss"] for facts in seen] == record.losses
@@ -228,6 +236,25 @@ def test_second_moments_are_adams_bias_corrected_and_named_as_parameters(base, t
         average = 0.9 * average + 0.1 * grad**2
     torch.testing.assert_close(moments[name], average / (1 - 0.9**3))
     assert embedding.dtype == torch.float32
+
+
+def test_stages_of_the_training_are_kept_where_they_are_asked_for(base, tmp_path):
+    whole, short = tmp_path / "whole", tmp_path / "short"
+    record = run(base, whole, steps=6, segments=2, lr_scheduler_type="constant", max_grad_norm=0.5)
+    assert record.segments == [2, 5]  # the middles of steps 1 to 3 and 4 to 6
+    run(base, short, steps=6, segments=6, lr_scheduler_type="constant", max_grad_norm=0.5)
+    for number, step in enumerate(record.segments, 1):
+        for file in ("parameters.safetensors", "second_moments.safetensors"):
+            kept = load_file(whole / "segments" / str(number) / file)
+            assert set(kept) == {name for name, _ in load_model(whole / "model").named_parameters()}
+            for name, value in load_file(short / "segments" / str(step) / file).items():
+                assert torch.equal(value, kept[name])
+    end = dict(load_model(short / "model").named_parameters())
+    for name, value in load_file(short / "segments" / "6" / "parameters.safetensors").items():
+        assert torch.equal(value, end[name])
+    assert record.clipped_steps == pytest.approx(
+        [size * min(1, 0.5 / norm) for size, norm in zip(record.step_sizes, record.gradient_norms)]
+    )
 
 
 def test_bfloat16_computes_in_it_and_keeps_float32_weights(tmp_path, base):

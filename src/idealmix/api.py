@@ -199,9 +199,9 @@ def measure_checkpoint(
     from idealmix.rounds.phases import device, memory_errors
     from idealmix.training.model import computing_dtype, load_model
 
-    if config.influence.response == "finite":
+    if config.influence.response != "converged":
         raise InputError(
-            "the finite response needs the training's step sizes and second moments, which a checkpoint has not",
+            f"the {config.influence.response} response needs the training's record, which a checkpoint has not",
             where="influence.response",
             mend="use response: converged",
         )

@@ -255,15 +255,16 @@ def _cross_checks(config: Config) -> Iterator[Problem]:
             yield ("allocation", "start"), "row counts cannot be negative"
         elif not any(allocation.start.values()):
             yield ("allocation", "start"), "every row count is 0: there would be nothing to train on"
-    if config.influence.response == "finite" and config.influence.curvature != "ekfac":
+    response = config.influence.response
+    if response != "converged" and config.influence.curvature not in ("ekfac", "kfac"):
         yield (
             ("influence", "response"),
-            f"'finite' works in ekfac's eigenbasis; curvature is {config.influence.curvature!r}",
+            f"{response!r} works in ekfac's or kfac's eigenbasis; curvature is {config.influence.curvature!r}",
         )
-    if config.influence.response == "finite" and config.training.backend == "command":
+    if response != "converged" and config.training.backend == "command":
         yield (
             ("influence", "response"),
-            "'finite' needs the optimiser's record, which backend: command does not give; use converged",
+            f"{response!r} needs the optimiser's record, which backend: command does not give; use converged",
         )
     if allocation.rule == "equalise" and config.method != "ideal-paper":
         if not allocation.budget.hold:

@@ -49,6 +49,7 @@ from idealmix.errors import Doubt, IdealmixError, InputError
 from idealmix.influence_matrix import InfluenceMatrix
 from idealmix.influence_rows import Measured, NamedRows
 from idealmix.influence_sample import Sample, Sampler, small_samples
+from idealmix.influence_unrolled import Segment, segments_of, unrolled_products
 from idealmix.moments import Array, Moments, Rows
 
 if TYPE_CHECKING:
@@ -126,7 +127,8 @@ def measure_rows(
         record: of the training. None: a checkpoint that any trainer made; v_i is then T_i / T.
         folder: where the record lies. ``second_moments.safetensors`` in it is AdamW's metric for ``finite``, each
             layer's inverse square root taken as a rank-one matrix (`curvature.adam_metric`). tau is the sum of the
-            step sizes; momentum, clipping and weight decay are not modelled.
+            step sizes, each times the share of the gradient that clipping left. ``segments`` in it is for ``unrolled``.
+            Momentum and weight decay are not modelled.
         scratch: an existing folder for matrices that are kept on disk; default the system's for temporary files.
         seed: of the samples of rows and of the sampled labels.
         dampings: measure once for each, by the same curvature and in the same passes; none: the settings' own.
@@ -144,6 +146,8 @@ def measure_rows(
     with _doubts_of_measuring() as left_out:
         layers = select_layers(model, settings.layers)
     tau, metrics = _training_response(settings, record, folder, layers)
+    segments = segments_of(record, folder, layers) if settings.response == "unrolled" else []
+    times = max(1, len(segments))
     sampler = Sampler(settings.sample_fraction, settings.batch_tokens, seed, all_unused)
     drawn = [sampler.drawn(name, pool, rows[name]) for name, pool in domains.items()]
     unused = [sampler.unused(name, pool, rows[name]) for name, pool in domains.items()]
@@ -153,33 +157,50 @@ def measure_rows(
         [sampler.drawn(name, pool, rows[name], part) for name, pool in domains.items()] if part < 1 else drawn
     )
     passes = {
-        "covariances": fitted if settings.curvature != "identity" else [],  # woodbury: the rows' gradients
-        "eigenvalues": fitted if settings.curvature in ("ekfac", "exact") else [],
+        "covariances": fitted * times
+        if settings.curvature != "identity"
+        else [],  # woodbury: the rows' gradients
+        "eigenvalues": fitted * times if settings.curvature in ("ekfac", "exact") else [],
         "references": held_out,
-        "domains": [*drawn, *unused],
+        "domains": [*drawn, *unused] * times,
         "reference rows": held_out,
     }
     parts = sum(len(sample.batches) for samples in passes.values() for sample in samples)
     collector = Collector(model, layers, progress=_counted(progress, parts))
-    matrices = (len(references) + 2 * len(domains)) * max(1, len(dampings))
+    # every segment has queries of its own, eigenvalues and bases of about two matrices
+    matrices = (len(references) + 2 * len(domains)) * max(1, len(dampings)) + len(segments) * (
+        len(references) + 3
+    )
     with (
         _doubts_of_measuring() as told,
         Shelves(_scratch(settings, model, layers, matrices, scratch)) as shelves,
     ):
-        curvature = fit_curvature(
-            settings.curvature,
-            collector,
-            # the largest batch first: what does not fit in memory fails at once
-            sorted((batch for each in fitted for batch in each.batches), key=lambda b: -b.input_ids.numel()),
-            rho=settings.damping,
-            label_seed=seed if settings.fisher == "sampled" else None,
-            tau=tau,
-            metrics=metrics,
-            shelves=shelves,
-        )
-        responses = _damped(curvature, dampings)
-        every = [dict(each.damping) for each in responses]
-        products = _products(collector, responses, [*drawn, *unused], held_out, shelves)
+        # the largest batch first: what does not fit in memory fails at once
+        largest = sorted((b for each in fitted for b in each.batches), key=lambda b: -b.input_ids.numel())
+
+        def fit(tau: float | None, metrics: Mapping[str, Metric] | None) -> Curvature | Coupled:
+            return fit_curvature(
+                settings.curvature,
+                collector,
+                largest,
+                rho=settings.damping,
+                label_seed=seed if settings.fisher == "sampled" else None,
+                tau=tau,
+                metrics=metrics,
+                shelves=shelves,
+            )
+
+        every: list[dict[str, float]]
+        if segments:
+            every, products = (
+                [{}],
+                [_unrolled(collector, segments, fit, [*drawn, *unused], held_out, shelves)],
+            )
+            tau, metrics = sum(segment.tau for segment in segments), segments[-1].metrics
+        else:
+            responses = _damped(fit(tau, metrics), dampings)
+            every = [dict(each.damping) for each in responses]
+            products = _products(collector, responses, [*drawn, *unused], held_out, shelves)
 
     shares = _token_shares(domains, rows)
     plain = settings.curvature == "identity"
@@ -263,23 +284,23 @@ def _token_shares(domains: Mapping[str, Pool], rows: Mapping[str, Sequence[str]]
 
 def _training_response(
     settings: config.Influence, record: TrainingRecord | None, folder: Path | None, layers: Sequence[Layer]
-) -> tuple[float | None, dict[str, Metric] | None]:
-    """tau and the optimiser's metric for the finite response; None, None for the converged one."""
-    if settings.response != "finite":
-        return None, None
-    if settings.curvature == "identity":
+) -> tuple[float | None, Mapping[str, Metric] | None]:
+    """tau and the optimiser's metric for the finite response; None, None for the others."""
+    if settings.response != "converged" and settings.curvature not in ("ekfac", "kfac"):
         raise InputError(
-            "the finite response needs a curvature, and curvature is 'identity'",
+            f"the {settings.response} response needs a curvature in an eigenbasis, and curvature is {settings.curvature!r}",
             where="influence.response",
             mend="use curvature: ekfac, or response: converged",
         )
+    if settings.response != "finite":
+        return None, None
     if record is None or not record.step_sizes:
         raise InputError(
             "the finite response needs the training's step sizes, and this checkpoint has no record of them",
             where="influence.response",
             mend="use response: converged, or a checkpoint that `idealmix run` trained",
         )
-    tau = float(sum(record.step_sizes))
+    tau = float(sum(record.clipped_steps))
     path = folder / "second_moments.safetensors" if folder else None
     if path is None or not path.is_file():
         return tau, None
@@ -302,6 +323,25 @@ class _Products:
     training: list[NamedRows | None]
     references: list[NamedRows]
     by_layer: dict[str, Array]
+
+
+def _unrolled(
+    collector: Collector,
+    segments: Sequence[Segment],
+    fit: Callable[[float | None, Mapping[str, Metric] | None], Curvature | Coupled],
+    training: Sequence[Sample],
+    held_out: Sequence[Sample],
+    shelves: Shelves,
+) -> _Products:
+    """The passes over the segments; a segment's curvature is EK-FAC's or K-FAC's in its eigenbasis."""
+
+    def fitted(segment: Segment) -> Ekfac:
+        found = fit(segment.tau, segment.metrics)
+        if not isinstance(found, Ekfac):
+            raise TypeError(f"{found.kind} has no eigenbasis")
+        return found
+
+    return _Products(*unrolled_products(collector, segments, fitted, training, held_out, shelves, _rows))
 
 
 def _damped(curvature: Curvature | Coupled, dampings: Sequence[float]) -> list[Curvature | Coupled]:
@@ -453,8 +493,10 @@ def _doubts(
             "the converged response takes the model to be at its optimum: after a few epochs its sizes are far too "
             "large (30 to 1000 times were measured); signs and order are what steps are made of"
         )
-    if settings.response == "finite" and metrics is None:
-        yield "the optimiser left no second moments: the finite response treats it as plain gradient descent"
+    if settings.response != "converged" and metrics is None:
+        yield f"the optimiser left no second moments: the {settings.response} response treats it as plain gradient descent"
+    if settings.response != "converged" and record and len(record.gradient_norms) != len(record.step_sizes):
+        yield "the trainer told no gradient norms: where it clipped gradients, sizes are too large"
     tokens, widest = sum(sample.tokens for sample in drawn), max(layers, key=lambda layer: layer.d_in)
     if tokens < widest.d_in:
         yield (

@@ -33,6 +33,10 @@ class Metric:
         """P^(1/2) times a (.., d_out, d_in) matrix, elementwise."""
         return G * self.r[:, None] * self.c
 
+    def unscale(self, G: Tensor) -> Tensor:
+        """P^(-1/2) times it."""
+        return G / self.r[:, None] / self.c
+
 
 def adam_metric(layer: Layer, second_moments: Mapping[str, Tensor], eps: float) -> Metric:
     """AdamW's preconditioner of a layer: P = 1 / (sqrt(v) + eps), its root fitted by a rank-one matrix.

@@ -14,14 +14,16 @@ P^(1/2) R' P^(1/2) with R' that of the scaled curvature P^(1/2) H P^(1/2).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from idealmix.curvature.basis import Basis
+from idealmix.curvature.basis import Basis, Metric
 from idealmix.curvature.damping import absolute_damping
 from idealmix.curvature.layers import Layer
+
+Turn = Callable[[Metric, Tensor], Tensor]
 
 
 class Ekfac:
@@ -64,6 +66,31 @@ class Ekfac:
         """
         basis = self.bases[name]
         return basis.rotate(G.to(basis.QS))
+
+    def carry(self, name: str, D: Tensor) -> Tensor:
+        """What the steps of tau leave of a deviation D of the parameters: P^(1/2) exp(-tau P^(1/2) H P^(1/2)) P^(-1/2) D.
+
+        Raises:
+            ValueError: the response is the converged one, which leaves nothing.
+        """
+        return self._decayed(name, D, lambda m, x: m.unscale(x), lambda m, x: m.scale(x))
+
+    def carry_back(self, name: str, U: Tensor) -> Tensor:
+        """The transpose of `carry`: P^(-1/2) exp(..) P^(1/2) U."""
+        return self._decayed(name, U, lambda m, x: m.scale(x), lambda m, x: m.unscale(x))
+
+    def _decayed(self, name: str, X: Tensor, before: Turn, after: Turn) -> Tensor:
+        if self.tau is None:
+            raise ValueError("the converged response has no step sizes")
+        basis = self.bases[name]
+        X = X.to(basis.QS)
+        X = X if basis.metric is None else before(basis.metric, X)
+        X = (
+            basis.QS
+            @ (basis.QS.T @ X @ basis.QA * torch.exp(-self.tau * self.eigenvalues[name]))
+            @ basis.QA.T
+        )
+        return X if basis.metric is None else after(basis.metric, X)
 
     def response(self, name: str) -> Tensor:
         """f(lambda), (d_out, d_in)."""

@@ -29,7 +29,7 @@ from idealmix.rounds.folder import Artifact, RunFolder, disk_errors, read_json, 
 from idealmix.rounds.inputs import Inputs
 from idealmix.rounds.team import Team
 from idealmix.rounds.watch import Watch
-from idealmix.training import train
+from idealmix.training import SEGMENTS, train
 from idealmix.training.model import computing_dtype, load_model
 from idealmix.training.record import TrainingRecord
 
@@ -105,13 +105,14 @@ class Phases:
                 seed=seed,
                 output=part,
                 steps=steps,
+                segments=self._segments,
                 progress=self._steps,
             )
 
         artifact = self._do(
             f"{where}/train",
             self._title(where, f"training on {mixture.rows:,} rows"),
-            self._training_key(mixed, seed, steps),
+            self._training_key(mixed, seed, steps) | ({"segments": self._segments} if self._segments else {}),
             produce,
             together=True,
         )
@@ -272,6 +273,11 @@ class Phases:
                 begun = self._team.lead(lambda: self.folder.phase(name, inputs, produce))
         self._watch.end(begun.seconds, reused=not begun.fresh)
         return begun
+
+    @property
+    def _segments(self) -> int:
+        """Stages that a training keeps."""
+        return SEGMENTS if self.config.influence.response == "unrolled" else 0
 
     def _training_key(self, mixed: Mixed, seed: int, steps: int | None) -> dict[str, Any]:
         settings = self.config.training.model_dump(mode="json", exclude=_UNWATCHED)

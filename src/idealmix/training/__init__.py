@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from idealmix.data.pools import Pool
     from idealmix.training.record import TrainingRecord
 
+SEGMENTS = 3
+"""Into how many a training is split for the unrolled response."""
+
 Progress = Callable[[int, int, dict[str, Any]], None]
 
 
@@ -28,6 +31,7 @@ def train(
     seed: int,
     output: Path,
     steps: int | None = None,
+    segments: int = 0,
     progress: Progress | None = None,
 ) -> TrainingRecord:
     """Train ``model`` on ``mixture``, always from the given model, by the configured backend.
@@ -38,6 +42,7 @@ def train(
         output: folder that receives the checkpoint and the record; a training that was stopped inside it
             goes on from its last checkpoint (``training.save_steps``).
         steps: fixed number of optimiser steps (TRL backend); null: from epochs and rows a step.
+        segments: for the unrolled response, how many of the training's stages to keep in ``output/segments`` (TRL backend).
         progress: called after each optimiser step with (done, total, {"loss", "learning_rate"}).
 
     Raises:
@@ -51,5 +56,13 @@ def train(
     from idealmix.training.sft import train_by_trl
 
     return train_by_trl(
-        model, mixture, pools, settings, seed=seed, output=output, steps=steps, progress=progress
+        model,
+        mixture,
+        pools,
+        settings,
+        seed=seed,
+        output=output,
+        steps=steps,
+        segments=segments,
+        progress=progress,
     )

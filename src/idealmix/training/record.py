@@ -9,6 +9,9 @@ from typing import Any
 
 from idealmix.errors import IdealmixError
 
+PARAMETERS, MOMENTS = "parameters.safetensors", "second_moments.safetensors"
+"""The files of a stage of the training, in ``segments/1``, ``2``, ..; the moments at the end lie beside the record."""
+
 
 @dataclass(frozen=True)
 class TrainingRecord:
@@ -23,7 +26,9 @@ class TrainingRecord:
         step_weights: v_i, the domain's weight in what was optimised (DESIGN, the maths).
         token_shares: T_i / T.
         losses: nats per supervised token of each step's rows, before the step.
-        optimiser: name, betas, eps, weight_decay; null where an outside trainer did not tell.
+        gradient_norms: norm of every step's gradient over all trained parameters, before it was clipped.
+        optimiser: name, betas, eps, weight_decay, max_grad_norm; null where an outside trainer did not tell.
+        segments: steps after which ``segments/1``, ``2``, .. were kept for the unrolled response; empty: it was not asked for.
         trained: ``full`` or ``lora``.
         dtype: what the forward pass computed in; weights are kept and saved in float32 where trained.
         processes: how many processes shared each step.
@@ -46,13 +51,27 @@ class TrainingRecord:
     seconds: float
     step_sizes: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    gradient_norms: list[float] = field(default_factory=list)
     optimiser: dict[str, Any] | None = None
+    segments: list[int] = field(default_factory=list)
     trained: str = "full"
     dtype: str | None = None
     processes: int = 1
     consumed: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def clipped_steps(self) -> list[float]:
+        """Each step's size times the share of its gradient that clipping left: what an unclipped gradient was stepped by.
+
+        Second moments are those of clipped gradients, so a response that divides by them must take these steps. Where no
+        norm was recorded, the step sizes themselves.
+        """
+        most = (self.optimiser or {}).get("max_grad_norm")
+        if not most or len(self.gradient_norms) != len(self.step_sizes):
+            return self.step_sizes
+        return [size * most / max(norm, most) for size, norm in zip(self.step_sizes, self.gradient_norms)]
 
     def write(self, path: Path) -> None:
         """Write as JSON, whole or not at all."""

@@ -31,6 +31,7 @@ from idealmix.training.packed import check_packing
 from idealmix.training.planned import PlannedTrainer
 from idealmix.training.quiet import quiet
 from idealmix.training.record import TrainingRecord
+from idealmix.training.segments import KeepSegments, middles, trained_parameters
 from idealmix.training.stop import StopBetweenSteps
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def train_by_trl(
     seed: int,
     output: Path,
     steps: int | None = None,
+    segments: int = 0,
     progress: Progress | None = None,
 ) -> TrainingRecord:
     """See ``idealmix.training.train``.
@@ -71,7 +73,7 @@ def train_by_trl(
         steps=steps,
     )
     arguments = trainer_arguments(settings, plan, seed=seed, dtype=dtype, folder=output / "checkpoints")
-    checkpoints = Checkpoints(output / "checkpoints", _key(path, plan, pools, arguments, settings))
+    checkpoints = Checkpoints(output / "checkpoints", _key(path, plan, pools, arguments, settings, segments))
     if checkpoints.ours() and (output / "record.json").is_file():  # it was stopped after its end
         checkpoints.remove()
         return TrainingRecord.read(output / "record.json")
@@ -79,6 +81,7 @@ def train_by_trl(
         with quiet(), writing(output):
             trainer = _trainer(path, plan, pools, settings, arguments, dtype, progress)
             trainer.add_callback(stop)
+            kept = _keep_segments(trainer, segments, output / "segments")
             _run(trainer, _checkpoint(trainer, checkpoints))
             if trainer.state.global_step < len(plan.steps):
                 stop.go_through()
@@ -109,7 +112,9 @@ def train_by_trl(
             seconds=time.monotonic() - began,
             step_sizes=[entry["learning_rate"] for entry in steps_log],
             losses=[entry["loss"] for entry in steps_log],
+            gradient_norms=[entry["grad_norm"] for entry in steps_log if "grad_norm" in entry],
             optimiser=optimiser,
+            segments=kept,
             trained="lora" if settings.lora else "full",
             dtype=dtype,
             processes=plan.processes,
@@ -168,6 +173,20 @@ def _trainer(
     return trainer
 
 
+def _keep_segments(trainer: PlannedTrainer, segments: int, folder: Path) -> list[int]:
+    """After which steps a stage will be kept; none without segments."""
+    if not segments:
+        return []
+
+    def state() -> Any:
+        model: Any = trainer.model
+        return trained_parameters(model), _second_moments(trainer)[0]
+
+    kept = middles(len(trainer.plan.steps), segments)
+    trainer.add_callback(KeepSegments(kept, folder, state, trainer.is_world_process_zero()))
+    return kept
+
+
 def _adapters(lora: config.Lora | None, path: str) -> Any:
     if lora is None:
         return None
@@ -205,13 +224,18 @@ def _out_of_memory() -> IdealmixError:
 
 
 def _key(
-    path: str, plan: StepPlan, pools: Mapping[str, Pool], arguments: dict[str, Any], settings: config.Training
+    path: str,
+    plan: StepPlan,
+    pools: Mapping[str, Pool],
+    arguments: dict[str, Any],
+    settings: config.Training,
+    segments: int,
 ) -> str:
     """What a checkpoint must have been made by to be gone on from."""
     # where the run folder lies (it may be moved) and how the training is watched are not part of it
     unmoved = {name: value for name, value in arguments.items() if name not in _NOT_COMPUTED}
     settled = settings.model_dump(exclude=_NOT_COMPUTED)
-    facts = [path, plan.digest(pools), plan.processes, plan.micro_batches, unmoved, settled]
+    facts = [path, plan.digest(pools), plan.processes, plan.micro_batches, unmoved, settled, segments]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -250,6 +274,7 @@ def _second_moments(trainer: PlannedTrainer) -> tuple[dict[str, torch.Tensor], d
         "betas": list(group["betas"]) if "betas" in group else None,
         "eps": eps if isinstance(eps, int | float) else None,
         "weight_decay": trainer.args.weight_decay,
+        "max_grad_norm": trainer.args.max_grad_norm,
     }
     moments = {}
     for name, parameter in model.named_parameters():
