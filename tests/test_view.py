@@ -17,8 +17,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rounds_helpers import project
+from test_compare_figures import content
+from test_compare_figures import run as compared
 from whatif_helpers import Run
 
+import idealmix
 from idealmix.errors import InputError
 from idealmix.evaluation.set_loss import SetLoss
 from idealmix.rounds.folder import RunFolder, write_json
@@ -183,6 +187,46 @@ def test_the_page_loads_itself_again(browser: Any, tmp_path: Path, served: Any) 
         f"http://127.0.0.1:{port}/state",
     }
     page.close()
+
+
+def test_what_is_done_is_told_as_the_result_tells_it(tmp_path: Path) -> None:
+    """The page of a going run, taken when a real run has ended, against that run's result.json."""
+    told = idealmix.run(project(tmp_path))
+    found = progress.partial(told.folder)
+    assert found is not None
+    assert found["best"] == told.best
+    assert found["replicates"] == told["replicates"]
+    assert len(told["rounds"]) == 2
+    for one, final in zip(found["rounds"], told["rounds"]):
+        for key in final:
+            if key == "allocation" and final[key]:
+                assert final[key].items() <= one[key].items()
+            elif key == "reason":  # the result adds what the loop did next
+                assert final[key].startswith(one[key])
+            else:
+                assert one[key] == final[key], key
+
+
+def test_a_comparison(served: Any, tmp_path: Path) -> None:
+    joint, good = ([compared(1.0 + k / 10, 2.0 + x, 0.5) for k in range(3)] for x in (0.0, -0.5))
+    (tmp_path / "compare").mkdir()
+    write_json(tmp_path / "compare" / "comparison.json", content(joint=joint, good=good))
+    port = served(tmp_path)
+    html = ask(port, "/")[1]
+    assert "comparison</title>" in html
+    assert f'content="{ask(port, "/state")[1]}"' in html
+    write_json(tmp_path / "compare" / "comparison.json", {"format": 1})
+    assert "This cannot be shown." in ask(port, "/")[1]
+
+
+def test_a_damaged_run_is_told(served: Any, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", 1).folder
+    port = served(run)
+    for text in ("{", "[]", '{"format": 1, "domains": 3, "references": 3, "rounds": [3], "best": 0}'):
+        (run / "result.json").write_text(text, encoding="utf-8")
+        status, html, _ = ask(port, "/")
+        assert status == 200
+        assert "This cannot be shown." in html
 
 
 def test_no_run_no_page(tmp_path: Path) -> None:

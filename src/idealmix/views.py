@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MARKS = {"helps": "▼", "hurts": "▲", "cannot be told from zero": "≈", "not measured": "–"}
 _TINTS = {"helps": "rgba(34, 113, 178, .28)", "hurts": "rgba(204, 102, 0, .28)"}
+_ENDS = ("#8cbde3", "#f7f5f0", "#efb06d")
 _CELL = 'style="text-align: right; padding: .25em .7em"'
 
 
@@ -56,7 +57,8 @@ def influence_plot(matrix: InfluenceMatrix, ax: Axes | None = None) -> Axes:
     signs = matrix.signs()
     sure = np.isin(np.array(signs), ["helps", "hurts"])
     top = float(np.nanmax(np.abs(alpha), initial=0.0)) or 1.0
-    axes.imshow(np.where(sure, alpha, 0.0), cmap="PuOr_r", vmin=-1.6 * top, vmax=1.6 * top, aspect="auto")
+    colours = _library("matplotlib.colors", "plot").LinearSegmentedColormap.from_list("influence", _ENDS)
+    axes.imshow(np.where(sure, alpha, 0.0), cmap=colours, vmin=-top, vmax=top, aspect="auto")
     axes.set_xticks(range(len(matrix.domains)), matrix.domains)
     axes.set_yticks(range(len(matrix.references)), matrix.references)
     axes.set_xlabel("more of the domain")

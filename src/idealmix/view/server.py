@@ -8,11 +8,11 @@ nothing else. Requests that name another host are refused, so that no web page c
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, UndefinedError
 
 from idealmix.errors import IdealmixError, InputError
 from idealmix.report import words
@@ -46,7 +46,21 @@ def state(run: Path) -> str:
 
 
 def page(run: Path, now: str) -> str:
-    """The run's page at the state `now`: its report, its comparison, or how far it has come."""
+    """The run's page at the state `now`: its report, its comparison, or how far it has come.
+
+    Raises:
+        InputError: a file of the run is damaged, or of another version.
+    """
+    try:
+        return _page(run, now)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, UndefinedError) as error:
+        raise InputError(
+            f"a file of this run is damaged or of another version: {type(error).__name__} {error}",
+            where=str(run),
+        ) from error
+
+
+def _page(run: Path, now: str) -> str:
     if (run / "result.json").is_file():
         result = read_json(run / "result.json")
         check(result)
@@ -60,7 +74,13 @@ def page(run: Path, now: str) -> str:
     if result is not None:
         result["under_way"] += _now(run)
         return build(result, WhatIf(None, "They come when the run has ended."), live=now)
-    return _template("waiting.html", run, now, done=progress.finished(run), doing=_now(run))
+    return _waiting(
+        run,
+        now,
+        "Under way: nothing is evaluated yet.",
+        _now(run) or "No phase is going on.",
+        progress.finished(run),
+    )
 
 
 def serve(run: Path, port: int = 0) -> ThreadingHTTPServer:
@@ -102,7 +122,8 @@ def _now(run: Path) -> str:
     return f" Now: {', '.join(doing)}." if doing else ""
 
 
-def _template(name: str, run: Path, now: str, **views: Any) -> str:
+def _waiting(run: Path, now: str, title: str, said: str, done: Mapping[str, float] | None = None) -> str:
+    """A page that has nothing to show yet but the finished phases."""
     environment = Environment(
         loader=ChoiceLoader([PackageLoader("idealmix.view", ""), PackageLoader("idealmix.report", "")]),
         autoescape=True,
@@ -110,8 +131,8 @@ def _template(name: str, run: Path, now: str, **views: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(name).render(
-        name=run.resolve().name, live=now, words=words, **live_script(), **views
+    return environment.get_template("waiting.html").render(
+        name=run.resolve().name, live=now, words=words, title=title, said=said, done=done, **live_script()
     )
 
 
@@ -132,8 +153,9 @@ class _Handler(BaseHTTPRequestHandler):
             except (
                 IdealmixError
             ) as error:  # a file is being replaced, or is damaged: the next state may be better
-                text = _template("waiting.html", self.folder, now, done={}, doing=f" {error.message()}")
-                self._answer(200, text, "text/html")
+                self._answer(
+                    200, _waiting(self.folder, now, "This cannot be shown.", error.message()), "text/html"
+                )
         else:
             self._answer(404, "There is only the page at /.")
 
