@@ -54,6 +54,7 @@ RULES = (
     "equalise:3",
     "losses:3",
 )
+YARDSTICK = "equalise:3"
 POWER = 0.43  # of `losses`: its one exponent, the one behind `allocation.rules.RETURNS`
 Record = dict[str, Any]
 
@@ -125,7 +126,7 @@ def play(lab: Lab, rule: str, rounds: int) -> list[float]:
     for number in range(rounds + 1):
         asks = number < rounds and not rule.startswith("losses")
         at, matrix = lab.trained(counts, influence=asks)
-        path.append(float(np.mean(list(at["test"].values()))))
+        path.append(_mean(at))
         if number < rounds:
             counts = lab.step(rule, at, matrix)
     return path
@@ -139,7 +140,7 @@ def search(lab: Lab, trainings: int) -> None:
         if number % 2 == 0:
             shares = rng.dirichlet(np.full(len(names), 1.5))
         else:
-            best = min(records(lab.folder), key=lambda r: np.mean(list(r["test"].values())))["counts"]
+            best = min(records(lab.folder), key=_mean)["counts"]
             shares = np.array([best[n] * lab.bed.row_tokens[n] for n in names]) * np.exp(
                 rng.normal(0, 0.3, len(names))
             )
@@ -158,44 +159,54 @@ def records(folder: Path) -> list[Record]:
 
 
 def table(lines: list[Record], output: Path, budget: int) -> dict[str, Any]:
-    """Mean share of the gap by rule and round, over suites and seeds that every rule in the round has.
+    """Share of the gap that each rule has closed after each round; by cell (a suite and a seed), and how far it is behind
+    `YARDSTICK` in the cells that both have.
 
-    The best of a suite and seed is the lowest test loss of all its trainings, whoever asked for them; being the
-    lowest of many, it is lower than its mixture would be on another seed, and so shares are a little too small, for all
-    rules alike.
+    The best of a cell is the lowest test loss of all its trainings, whoever asked for them; being the lowest of many, it is
+    lower than its mixture would be on another seed, and so shares are a little too small, for all rules alike.
     """
     best = {
-        (suite, seed): min(float(np.mean(list(r["test"].values()))) for r in records(folder))
-        for suite, seed in {(line["suite"], line["seed"]) for line in lines}
-        if (folder := output / f"suite-{suite}" / f"seed-{seed}-budget-{budget}").is_dir()
+        place: min(
+            _mean(r) for r in records(output / f"suite-{place[0]}" / f"seed-{place[1]}-budget-{budget}")
+        )
+        for place in {(line["suite"], line["seed"]) for line in lines}
     }
+    closed: dict[str, dict[int, dict[str, float]]] = {}
+    for line in lines:
+        joint, lowest = line["path"][0], best[line["suite"], line["seed"]]
+        for number, loss in enumerate(line["path"][1:], start=1):
+            cells = closed.setdefault(line["rule"], {}).setdefault(number, {})
+            cells[f"{line['suite']}/{line['seed']}"] = (joint - loss) / (joint - lowest)
     found: dict[str, Any] = {}
-    for number in range(1, max(len(line["path"]) for line in lines)):
-        cells: dict[str, dict[tuple[int, int], float]] = {}
-        for line in lines:
-            if len(line["path"]) > number:
-                place = (line["suite"], line["seed"])
-                joint = line["path"][0]
-                cells.setdefault(line["rule"], {})[place] = (joint - line["path"][number]) / (
-                    joint - best[place]
-                )
-        shared = set.intersection(*(set(cell) for cell in cells.values()))
-        for rule, cell in cells.items():
-            values = np.array([cell[place] for place in sorted(shared)])
-            error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+    for rule, rounds in closed.items():
+        for number, cells in rounds.items():
+            other = closed.get(YARDSTICK, {}).get(number, {})
+            behind = [other[place] - share for place, share in cells.items() if place in other]
             found.setdefault(rule, {})[f"round {number}"] = {
-                "gap_closed": round(float(values.mean()), 3),
-                "standard_error": None if error is None else round(error, 3),
-                "smallest": round(float(values.min()), 3),
-                "cells": len(values),
+                "gap_closed": _summary(list(cells.values())),
+                "behind_yardstick": None if rule == YARDSTICK or not behind else _summary(behind),
+                "cells": {place: round(share, 3) for place, share in sorted(cells.items())},
                 "epochs": number + 1,  # trainings of the budget, joint's included
                 "influence_stages": 0 if rule.startswith("losses") else number,
             }
+    joint = {f"{line['suite']}/{line['seed']}": round(line["path"][0], 4) for line in lines}
+    lowest = {f"{suite}/{seed}": round(value, 4) for (suite, seed), value in best.items()}
+    return {"yardstick": YARDSTICK, "rules": found, "joint": joint, "best": lowest}
+
+
+def _mean(record: Record) -> float:
+    return float(np.mean(list(record["test"].values())))
+
+
+def _summary(values: list[float]) -> dict[str, float | int | None]:
+    """Mean, standard error over the cells (None: one cell), least."""
+    error = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
     return {
-        "rules": found,
-        "joint": {f"{s}/{k}": next(x["path"][0] for x in lines if (x["suite"], x["seed"]) == (s, k)) for s, k in best},
-        "best": {f"{s}/{k}": value for (s, k), value in best.items()},
-    }  # fmt: skip
+        "mean": round(float(np.mean(values)), 3),
+        "standard_error": None if error is None else round(error, 3),
+        "least": round(min(values), 3),
+        "n": len(values),
+    }
 
 
 def main() -> None:
