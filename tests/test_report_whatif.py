@@ -174,6 +174,26 @@ def test_sliders_keys_table_and_lines(page: Any, tmp_path: Path) -> None:
     assert page.said == []
 
 
+def test_large_pools_are_told_to_within_some_rows(page: Any, tmp_path: Path) -> None:
+    """Only every third prefix sum is known: counts come near, and the page says how near."""
+    run = Run(tmp_path / "run", 12, allocation={"gate": False}, most=400)
+    opened(page, run)
+    assert page.locator("#whatif").is_visible()
+    assert "to within some rows" in page.inner_text("#whatif-exact")
+    stride = json.loads((run.folder / "draw.json").read_text(encoding="utf-8"))["domains"][run.names[0]][
+        "stride"
+    ]
+    assert stride > 1
+    found = page.eval_on_selector_all(
+        "#whatif-rows td[data-rows]", "cells => cells.map(c => Number(c.dataset.rows))"
+    )
+    result = json.loads((run.folder / "result.json").read_text(encoding="utf-8"))
+    moves = result["rounds"][0]["allocation"]["moves"]
+    off = max(abs(n - moves[name]["after"]) for n, name in zip(found, sorted(run.names)))
+    assert off <= 2 * stride
+    assert f"within {off})" in page.inner_text("#whatif-exact")
+
+
 def test_p_values(page: Any, tmp_path: Path) -> None:
     opened(page, Run(tmp_path / "run", 5))
     rng = np.random.default_rng(1)

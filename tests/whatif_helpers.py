@@ -48,9 +48,10 @@ class Run:
         method: str = "ideal",
         allocation: Mapping[str, Any] | None = None,
         sets: Mapping[str, Any] | None = None,
+        most: int = 150_000,
     ) -> None:
         rng = np.random.default_rng(seed)
-        self.folder, self.unit, self.method = folder, unit, method
+        self.folder, self.unit, self.method, self.most = folder, unit, method, most
         self.names = list(NAMES[:domains])
         self.references = [f"r{q}" for q in range(references)]
         self.pools = {name: _pool(rng) for name in self.names}
@@ -151,7 +152,7 @@ class Run:
         for name, content in (
             ("result.json", found),
             ("manifest.json", {"data": {"domains": sizes}}),
-            ("draw.json", {**draw, "domains": self.drawn.to_json()}),
+            ("draw.json", {**draw, "domains": self.drawn.to_json(self.most)}),
         ):
             (self.folder / name).write_text(json.dumps(content), encoding="utf-8")
         text = yaml.safe_dump(self.config.model_dump(mode="json"), allow_unicode=True)
