@@ -52,7 +52,11 @@ def test_without_a_run_round_0_is_trained_and_is_the_runs_own(folder: Path) -> N
     before = trained.read_bytes()
     noise = ask(folder, "noise", 4)
     assert noise["figures"]["domains"]["count"]["rows"] == 140  # all of the pool, drawn or not
-    assert all(len(sides["harmful"]) <= 4 for sides in noise["figures"]["listed"].values())
+    for lists in noise["figures"]["listed"].values():
+        assert all(len(rows) <= 4 for rows in lists.values())
+        assert all(row["influence"] > 0 for row in lists["harmful"])
+        losses = [row["loss"] for row in lists["high_loss"]]
+        assert losses == sorted(losses, reverse=True)
 
     result = run_rounds(configfile.load(folder / "config.yaml", []), Silent())
     assert trained.read_bytes() == before

@@ -1,4 +1,4 @@
-"""``idealmix diagnose --noise``: the most helpful and the most harmful training rows of each domain.
+"""``idealmix diagnose --noise``: the most helpful and the most harmful training rows of each domain, and those of the highest loss.
 
 Flows in: a checkpoint. Flows out: an `Answer`, from one influence stage over all drawn and all unused rows.
 """
@@ -18,6 +18,11 @@ from idealmix.report import words
 
 TEXT = 110
 """Characters of a row's text that are shown."""
+LISTS = {
+    "harmful": "the most harmful rows",
+    "helpful": "the most helpful rows",
+    "high_loss": "the rows of the highest own loss",
+}
 
 
 def noise(at: Checkpoint, rows: int) -> Answer:
@@ -30,9 +35,8 @@ def noise(at: Checkpoint, rows: int) -> Answer:
     ranked = row_influence(found, at.weights)
     listed = {name: _listed(at, name, each, rows) for name, each in ranked.items()}
     tables: list[Table] = [_summary(ranked)]
-    for name, (harmful, helpful) in listed.items():
-        tables.append(_texts(f"{name}: the most harmful rows", harmful))
-        tables.append(_texts(f"{name}: the most helpful rows", helpful))
+    for name, lists in listed.items():
+        tables += [_texts(f"{name}: {LISTS[kind]}", found_rows) for kind, found_rows in lists.items()]
     every = sum(len(each.ids) for each in ranked.values())
     return Answer(
         question="noise",
@@ -42,14 +46,12 @@ def noise(at: Checkpoint, rows: int) -> Answer:
             "A row's influence: what one more copy of it does to the objective, in nats per supervised token, to first order, "
             "nothing else giving way to it. Positive: it hurts. Signs and order are what it is good for; a single row has no error bar.",
             "Harmful rows are to be looked at, not to be deleted unseen: a wrong label, a rare kind of row and a hard one look alike.",
-            "The row's own loss finds wrong labels too, without any reference set; where the two disagree, the row is hard but "
-            "helps, or easy but leads astray.",
+            "For wrong labels alone a row's own loss is the better sign (measured: docs/results/diagnose.md). Influence tells which rows, wrong "
+            "or not, pull away from what the reference sets ask for.",
         ],
         figures={
             "domains": {name: _figures(each) for name, each in ranked.items()},
-            "listed": {
-                name: {"harmful": harmful, "helpful": helpful} for name, (harmful, helpful) in listed.items()
-            },
+            "listed": listed,
             "warnings": list(found.matrix.warnings),
         },
         facts=at.facts,
@@ -81,9 +83,7 @@ def _summary(ranked: dict[str, DomainRows]) -> Table:
     return "Training rows by what one more copy of each does to the objective", columns, rows
 
 
-def _listed(
-    at: Checkpoint, name: str, each: DomainRows, rows: int
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _listed(at: Checkpoint, name: str, each: DomainRows, rows: int) -> dict[str, list[dict[str, Any]]]:
     pool, order = at.inputs.domains[name], each.harmful
 
     def told(n: int) -> dict[str, Any]:
@@ -96,9 +96,11 @@ def _listed(
             "text": shortened(pool.conversation(pool.index[row])),
         }
 
-    harmful = [told(n) for n in order[:rows] if each.influence[n] > 0]
-    helpful = [told(n) for n in order[::-1][:rows] if each.influence[n] < 0]
-    return harmful, helpful
+    return {
+        "harmful": [told(n) for n in order[:rows] if each.influence[n] > 0],
+        "helpful": [told(n) for n in order[::-1][:rows] if each.influence[n] < 0],
+        "high_loss": [told(n) for n in np.argsort(-each.loss, kind="stable")[:rows]],
+    }
 
 
 def shortened(row: Conversation) -> str:
