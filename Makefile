@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test slow lint types clean
+.PHONY: setup demo test slow lint types audit clean
 
 setup: .venv/ready
 
@@ -29,6 +29,12 @@ lint: setup
 
 types: setup
 	$(BIN)/mypy
+
+# pip-audit has an environment of its own: what it needs is no dependency of ours.
+audit: setup
+	$(PYTHON) -m venv .venv/audit
+	-.venv/audit/bin/pip install --quiet --disable-pip-version-check pip-audit
+	$(PYTHON) scripts/audit.py .venv/audit/bin/pip-audit $(BIN)/python
 
 clean:
 	rm -rf .venv build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache

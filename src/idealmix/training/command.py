@@ -7,6 +7,7 @@ command left in its output folder, and a record without what only the trainer it
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -103,9 +104,8 @@ def filled_in(command: str, **places: str) -> list[str]:
                 where="training.command",
                 mend="for example: python my_trainer.py --model {model} --data {train_file} --out {output_dir}",
             )
-    for name, value in places.items():
-        words = [word.replace("{" + name + "}", value) for word in words]
-    return words
+    # in one pass: a path that happens to hold a place's name is a path
+    return [re.sub(r"\{(\w+)\}", lambda place: places.get(place[1], place[0]), word) for word in words]
 
 
 def write_train_file(path: Path, plan: StepPlan, pools: Mapping[str, Pool]) -> None:
