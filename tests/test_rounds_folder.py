@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from idealmix.errors import IdealmixError
+from idealmix.rounds import folder as folder_module
 from idealmix.rounds.folder import RunFolder, hash_json, write_json
 
 
@@ -77,6 +78,71 @@ def test_failure_leaves_nothing_that_looks_finished_but_keeps_the_part(tmp_path:
         folder.phase("train", {"n": 2}, fails)
     folder.phase("train", {"n": 3}, resumes)
     assert seen[-1] == []  # another key may not
+
+
+class Killed(BaseException):
+    """Ends a process as SIGKILL would: nothing is tidied up."""
+
+
+@pytest.mark.parametrize("at", ["settle", "_hashes", "write_json", "_promote"])
+@pytest.mark.parametrize("name", ["a.json", "train"])
+def test_a_kill_between_the_writes_behind_a_phase_does_not_lose_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str, name: str
+) -> None:
+    """The part is whole: only before that is known for certain may the work be done again."""
+    calls: list[str] = []
+
+    def produce(part: Path) -> None:
+        calls.append("x")
+        (part if name == "a.json" else part / "b.json").write_text("{}", encoding="utf-8")
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(RunFolder if at == "_promote" else folder_module, at, killed)
+        RunFolder(tmp_path).phase(name, {}, produce)
+    told: list[str] = []
+    again = RunFolder(tmp_path, told.append).phase(name, {}, produce)
+    assert calls == (["x", "x"] if at == "settle" else ["x"])
+    assert told == []
+    assert (again.path if name == "a.json" else again.path / "b.json").is_file()
+    assert not [path for path in tmp_path.rglob("*") if ".part" in path.name or path.name.endswith(".tmp")]
+    assert not RunFolder(tmp_path).phase(name, {}, produce).fresh
+
+
+def test_a_part_that_changed_after_it_was_marked_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    calls: list[str] = []
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(RunFolder, "_promote", killed)
+        RunFolder(tmp_path).phase("a.json", {}, counter(calls))
+    (tmp_path / "a.json.part").write_text('{"text": "y"}', encoding="utf-8")
+    told: list[str] = []
+    assert RunFolder(tmp_path, told.append).phase("a.json", {}, counter(calls)).json() == {"text": "x"}
+    assert len(calls) == 2
+    assert "damaged" in told[0]
+
+
+def test_damage_does_not_cost_what_the_second_attempt_has_done(tmp_path: Path) -> None:
+    folder, seen = RunFolder(tmp_path), []
+
+    def produce(part: Path) -> None:
+        seen.append(sorted(path.name for path in part.iterdir()))
+        (part / "checkpoint").write_text("half", encoding="utf-8")
+        if len(seen) == 2:
+            raise Killed
+
+    folder.phase("train", {}, produce)
+    (tmp_path / "train" / "checkpoint").write_text("broken", encoding="utf-8")
+    with pytest.raises(Killed):
+        folder.phase("train", {}, produce)
+    folder.phase("train", {}, produce)
+    assert seen == [[], [], ["checkpoint"]]
 
 
 def test_full_disk_is_one_clear_message(tmp_path: Path) -> None:

@@ -122,11 +122,12 @@ class RunFolder:
         part, claim = self._part(name), self._claim(name)
         begun = Begun(name, key, part, time.monotonic())
         with disk_errors(final):
-            left = claim.read_text(encoding="utf-8", errors="replace") if claim.exists() else ""
+            left = self._left(name)
             if left == key + _WRITTEN and part.exists():
                 return self.finish(begun)
             if left != key:
                 remove(part)
+            self._marker(name).unlink(missing_ok=True)  # from here on one tells of this part
             final.parent.mkdir(parents=True, exist_ok=True)
             write_text(claim, key)
             if not final.suffix:
@@ -163,6 +164,8 @@ class RunFolder:
             if _hashes(final) != files:
                 if _hashes(self._part(name)) != files:
                     self._tell(f"{name}: the file on disk is damaged or was changed; doing this phase again")
+                    if self._left(name) == key + _WRITTEN:
+                        self._claim(name).unlink()  # what was whole once is so no more
                     return None
                 self._promote(name)  # an earlier process ended between the marker and the rename
             self._claim(name).unlink(missing_ok=True)
@@ -180,6 +183,11 @@ class RunFolder:
             marker.relative_to(root).as_posix().removesuffix(".done"): float(read_json(marker)["seconds"])
             for marker in sorted(root.rglob("*.done"))
         }
+
+    def _left(self, name: str) -> str:
+        """What the claim of an attempt that did not end says; empty without one."""
+        claim = self._claim(name)
+        return claim.read_text(encoding="utf-8", errors="replace") if claim.exists() else ""
 
     def _part(self, name: str) -> Path:
         return self.path / f"{name}.part"
