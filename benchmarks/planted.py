@@ -32,8 +32,8 @@ BUDGET = 30_000
 
 
 def contradicted(rows: Rows) -> Rows:
-    """Arithmetic with every answer one too large: the same prompts, always another answer."""
-    return [row | {"id": f"contrary-{row['id']}", "response": str(int(row["response"]) + 1)} for row in rows]
+    """The same prompts, every letter of the answer in the other case."""
+    return [row | {"id": f"contrary-{row['id']}", "response": row["response"].swapcase()} for row in rows]
 
 
 def rephrased(rows: Rows) -> Rows:

@@ -5,8 +5,9 @@ false positives of two nulls; the last line is one JSON object. Finished worlds 
 
     python -m benchmarks.planted_conflict --json
 
-Planted: `contrary` has arithmetic's own prompts with other answers, `tutor` teaches reasoning in other words, `copy` is coding's rows
-again, `noise` has instruction's kind of prompts with shuffled answers.
+Planted: `contrary` has coding's own prompts with contradicting answers (upper for lower case), `tutor` teaches reasoning in other words,
+`copy` is arithmetic's rows again, `noise` has instruction's kind of prompts with shuffled answers. (Arithmetic with every
+answer one too large is no contradiction to a model that is far from knowing arithmetic: it learned from it.)
 
 Unrelated pairs have to be unrelated in truth, at this very model: two real domains share a format at least. So the nulls are made.
 Echo: reference sets whose answers the trained model itself has sampled. The expected gradient of the log-likelihood under a
@@ -39,9 +40,9 @@ from idealmix.skills import REFERENCED, base_model_path
 from idealmix.training.model import load_tokenizer
 
 PLANTED = {
-    ("contrary", "mathematics"): "hurts",
+    ("contrary", "coding"): "hurts",
     ("tutor", "reasoning"): "helps",
-    ("copy", "coding"): "helps",
+    ("copy", "mathematics"): "helps",
     ("noise", "instruction"): "hurts",
 }
 POOL_ROWS, REFERENCE_ROWS, TEST_ROWS = 400, 200, 300
@@ -54,9 +55,9 @@ def build(seed: int) -> World:
     rows = {name: skill(name, POOL_ROWS, seed) for name in REFERENCED}
     more = {name: skill(name, 2 * POOL_ROWS, seed)[POOL_ROWS:] for name in ("reasoning", "instruction")}
     planted = {
-        "contrary": contradicted(rows["mathematics"]),
+        "contrary": contradicted(rows["coding"]),
         "tutor": rephrased(more["reasoning"]),
-        "copy": copied(rows["coding"]),
+        "copy": copied(rows["mathematics"]),
         "noise": mislabelled(more["instruction"], 1.0, seed)[0],
     }
     references = {name: skill(name, REFERENCE_ROWS, seed, "reference") for name in REFERENCED}
@@ -64,30 +65,36 @@ def build(seed: int) -> World:
 
 
 class Echo:
-    """A reference set whose answers the model samples: prompts of all skills, one token after the other, temperature 1."""
+    """A reference set whose answers the model samples, one token after the other, at temperature 1; prompts of all skills."""
 
     def __init__(
         self, name: str, model: Any, pools: list[Pool], rows: int, generator: torch.Generator
     ) -> None:
-        self.name, self._rows = name, []
+        self.name = name
+        self._rows: list[Any] = []
         prompts = [prompt for pool in pools for prompt in _prompts(pool)]
         order = torch.randperm(len(prompts), generator=generator)[:rows]
         end = load_tokenizer(base_model_path()).eos_token_id
-        for number, k in enumerate(order.tolist()):
-            ids = list(prompts[k])
-            labels = [IGNORED] * len(ids)
-            while len(labels) - len(prompts[k]) < ECHO_TOKENS:
+        chosen = [prompts[k] for k in order.tolist()]
+        for length in sorted({len(prompt) for prompt in chosen}):  # equal lengths need no pads
+            ids = torch.tensor([prompt for prompt in chosen if len(prompt) == length])
+            for _ in range(ECHO_TOKENS):
                 with torch.no_grad():
-                    logits = model(input_ids=torch.tensor([ids])).logits[0, -1].double()
-                ids.append(int(torch.multinomial(logits.softmax(0), 1, generator=generator)))
-                labels.append(ids[-1])
-                if ids[-1] == end:
-                    break
-            self._rows.append(SimpleNamespace(id=f"{name}-{number}", input_ids=ids, labels=labels))
+                    logits = model(input_ids=ids, use_cache=False).logits[:, -1].double()
+                ids = torch.cat([ids, torch.multinomial(logits.softmax(1), 1, generator=generator)], 1)
+            for row in ids.tolist():
+                answer = row[length:]
+                answer = answer[: answer.index(end) + 1] if end in answer else answer
+                self._add(row[:length], answer)
         self.ids = [row.id for row in self._rows]
         self.index = {row_id: i for i, row_id in enumerate(self.ids)}
         self.supervised = np.array([sum(x != IGNORED for x in row.labels[1:]) for row in self._rows])
         self.tokens = np.array([len(row.input_ids) for row in self._rows])
+
+    def _add(self, prompt: list[int], answer: list[int]) -> None:
+        labels = [IGNORED] * len(prompt) + answer
+        row = SimpleNamespace(id=f"{self.name}-{len(self._rows)}", input_ids=prompt + answer, labels=labels)
+        self._rows.append(row)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -106,12 +113,8 @@ def world(seed: int) -> dict[str, Any]:
     at = build(seed)
     model, record, mixture = at.train(at.counts())
     generator = torch.Generator().manual_seed(seed)
-    fresh = [
-        at_pool
-        for at_pool in World.of(
-            {}, {n: skill(n, 300, seed + 1000, "test") for n in REFERENCED}, seed
-        ).references.values()
-    ]
+    prompts = {name: skill(name, 300, seed + 1000, "test") for name in REFERENCED}
+    fresh = list(World.of({}, prompts, seed).references.values())
     echoes = {f"echo-{k}": Echo(f"echo-{k}", model, fresh, ECHO_ROWS, generator) for k in range(ECHO_SETS)}
     (found,) = at.measure(model, record, mixture, centred=False)
     (null,) = at.measure(model, record, mixture, echoes, centred=False)
@@ -122,8 +125,7 @@ def world(seed: int) -> dict[str, Any]:
         "rows": mixture.counts,
         "losses": dict(found.matrix.losses),
         "relations": [r.to_json() for r in relations(found.matrix)],
-        "likeness": {f"{a}, {b}": float(alike[names.index(a), names.index(b)]) for a, b in
-                     (("copy", "coding"), ("contrary", "mathematics"), ("tutor", "reasoning"), ("noise", "instruction"))},
+        "likeness": {f"{a}, {b}": float(alike[names.index(a), names.index(b)]) for a, b in PLANTED},
         "echo": [[r.reference, r.domain, r.p, r.value / r.se] for r in relations(null.matrix)],
         "echo_loss": dict(null.matrix.losses),
         "halves": halves(found, seed),
@@ -151,18 +153,12 @@ def halves(found: Measured, seed: int) -> list[list[Any]]:
     return pairs
 
 
-def retrained(seed: int) -> dict[str, Any]:
-    """Slopes of the planted pairs by training with half and one and a half times the domain, volume free."""
+def retrained(seed: int, domain: str, reference: str) -> dict[str, Any]:
+    """A planted pair's slope by training with half and one and a half times the domain, volume free."""
     at = build(seed)
-    tests = World.of({}, {n: skill(n, TEST_ROWS, seed, "test") for n in REFERENCED}, seed).references
-    slopes = {}
-    for domain, reference in PLANTED:
-        low, high = (
-            reference_loss(at.train(at.counts(factors={domain: f}))[0], tests[reference]).mean
-            for f in FACTORS
-        )
-        slopes[f"{domain} on {reference}"] = (high - low) / (FACTORS[1] - FACTORS[0])
-    return {"seed": seed, "slopes": slopes}
+    tests = World.of({}, {reference: skill(reference, TEST_ROWS, seed, "test")}, seed).references[reference]
+    low, high = (reference_loss(at.train(at.counts(factors={domain: f}))[0], tests).mean for f in FACTORS)
+    return {"seed": seed, "domain": domain, "slope": (high - low) / (FACTORS[1] - FACTORS[0])}
 
 
 def rate(p: list[float], clusters: list[str]) -> dict[str, Any]:
@@ -198,7 +194,7 @@ def summary(worlds: list[dict[str, Any]], checked: list[dict[str, Any]]) -> dict
             "alone": [r["alone"] for r in these],
             "right": sum(r["says"] == sign for r in these),
             "z": [r["value"] / r["se"] for r in these],
-            "retrained": [c["slopes"][f"{domain} on {reference}"] for c in checked],
+            "retrained": [c["slope"] for c in checked if c["domain"] == domain],
         }
     found["likeness"] = {pair: [w["likeness"][pair] for w in worlds] for pair in worlds[0]["likeness"]}
     found["false_positives"] = {
@@ -232,7 +228,9 @@ def main() -> None:
         if not options.json:
             print(json.dumps(worlds[-1]["relations"][:12]), flush=True)
     for seed in map(int, filter(None, options.retrain.split(","))):
-        checked.append(kept(options.output / "conflict-retrained.jsonl", str(seed), partial(retrained, seed)))
+        for pair in PLANTED:
+            key, path = f"{seed}/{pair[0]}", options.output / "conflict-retrained.jsonl"
+            checked.append(kept(path, key, partial(retrained, seed, *pair)))
     print(json.dumps(summary(worlds, checked), allow_nan=False))
 
 
