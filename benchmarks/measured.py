@@ -12,6 +12,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,23 @@ def told(parser: argparse.ArgumentParser, compare: Callable[..., dict[str, Any]]
         for key, value in found.items():
             print(f"{key}: {value}")
     print(json.dumps(found))
+
+
+class Clock:
+    """From its making on, seconds of the wall and of the processor; the second hardly feels what else a machine does."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    @property
+    def wall(self) -> float:
+        """Seconds that went by."""
+        return time.perf_counter() - self._wall
+
+    @property
+    def cpu(self) -> float:
+        """Seconds that this process computed, all its threads together."""
+        return time.process_time() - self._cpu
 
 
 class Peak:
