@@ -247,7 +247,7 @@ const Allocation = (() => {
       wholeRows(pick(wanted), pick(weight), left, pick(low), pick(high)).forEach((x, k) => { rows[moved[k]] = x; });
     } else moved.forEach(i => { rows[i] = clip(nearest(wanted[i]), lower[i], upper[i]); });
     return {rows, slope, se: picked.map(x => x.se), gated, beta, why: picked.map((x, i) =>
-      !gated[i] ? x.why : Number.isFinite(x.se) ? `within its error (p = ${p[i].toFixed(2)})` : "its influence's error is not known")};
+      !gated[i] ? x.why + (beta[i] * x.slope > 0 ? ", but much less than of the others" : "") : Number.isFinite(x.se) ? `within its error (p = ${p[i].toFixed(2)})` : "its influence's error is not known")};
   }
 
   // --- rounds/volume.py ---------------------------------------------------------------------------------------------
