@@ -1,8 +1,8 @@
 """Runs that end badly: a server that has imported everything forks one process for each `idealmix` command.
 
 A forked command starts at once, so that killing one at fifty moments costs the runs and not the imports. It can be told
-to be killed after some seconds or at its n-th write into the run folder (before or after that write), to meet a signal, or
-to see a clock that jumps.
+to be killed before, at or some time after its n-th write into the run folder, to meet a signal, or to see a clock that
+jumps.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Server:
         """Run ``idealmix *arguments`` and count its writes below `folder`.
 
         Args:
-            fault: ``kill_after`` seconds; ``kill_at`` (a write's number) and ``kill_when`` ("before" or "after" it);
+            fault: ``kill_at`` (a write's number) and ``kill_when`` ("before", "after" or seconds after it);
                 ``signal`` and ``signal_after`` seconds, or ``signal_at_step``; ``clock`` true: it jumps; ``limit``: bytes
                 that a file may have; ``env``: more environment.
         """
@@ -114,11 +114,7 @@ def serve() -> None:
 
 
 def _wait(child: int, command: dict[str, Any], began: float) -> int:
-    planned = [
-        (began + command[after], number)
-        for after, number in (("kill_after", signal.SIGKILL), ("signal_after", command.get("signal")))
-        if after in command
-    ]
+    planned = [(began + command["signal_after"], command["signal"])] if "signal_after" in command else []
     while True:
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
@@ -194,8 +190,10 @@ def _count_writes(figures: dict[str, int], command: dict[str, Any], folder: Path
             if mine and when == "before":
                 os.kill(os.getpid(), signal.SIGKILL)
             found = original(*arguments, **named)
-            if mine:
+            if mine and when == "after":
                 os.kill(os.getpid(), signal.SIGKILL)
+            elif mine:
+                _kill_later(float(when))
             return found
 
         setattr(module, name, wrapped)
@@ -216,6 +214,17 @@ def _count_writes(figures: dict[str, int], command: dict[str, Any], folder: Path
     wrap(builtins, "open", opened)
     io.open = builtins.open  # type: ignore[misc]
     assert original_open is not builtins.open
+
+
+def _kill_later(seconds: float) -> None:
+    """SIGKILL to this process from another one, whatever this one is doing then."""
+    doomed = os.getpid()
+    if not os.fork():
+        os.closerange(3, 1024)  # the run folder's lock would outlive the run
+        time.sleep(seconds)
+        if os.getppid() == doomed:
+            os.kill(doomed, signal.SIGKILL)
+        os._exit(0)
 
 
 def _jump() -> None:
