@@ -53,6 +53,15 @@ def rank(launcher: int, number: int) -> int:
     raise AssertionError(f"no process of rank {number}")
 
 
+def wait_for(path: Path, launcher: subprocess.Popen[bytes]) -> None:
+    """Until a file is there; the run must not end before."""
+    deadline = time.monotonic() + 300
+    while not path.exists():
+        assert launcher.poll() is None, "it ended before"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A project, and the undisturbed result of two processes."""
@@ -118,9 +127,7 @@ def test_a_rank_that_dies_ends_the_run_and_it_goes_on(
     with log.open("w") as stream:
         launcher = subprocess.Popen([*TWO, *arguments], stdout=stream, stderr=stream, env=environment())
         doomed = rank(launcher.pid, victim)
-        deadline = time.monotonic() + 300
-        while not (folder / phase).exists() and launcher.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_for(folder / phase, launcher)
         os.kill(doomed, signal.SIGKILL)
         killed = time.monotonic()
         status = launcher.wait(120)
@@ -133,6 +140,36 @@ def test_a_rank_that_dies_ends_the_run_and_it_goes_on(
     assert len(message) == 1
     assert "go on with: idealmix run" in message[0]
     assert "Traceback" not in ours
+    resumed = two(*arguments)
+    assert resumed.returncode == 0, resumed.stderr
+    found = json.loads(resumed.stdout)
+    assert {key: value for key, value in found.items() if key not in ("timing", "name")} == {
+        key: value for key, value in undisturbed.items() if key not in ("timing", "name")
+    }
+
+
+def test_sigterm_saves_at_the_same_step_on_both(pair: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """Sent to the launcher, which passes it on to each process in its own time."""
+    config, undisturbed = pair
+    folder, log = tmp_path / "run", tmp_path / "log"
+    arguments = ["run", str(config), "--json", *HALF, "--set", f"output={folder}"]
+    with log.open("w") as stream:
+        launcher = subprocess.Popen([*TWO, *arguments], stdout=stream, stderr=stream, env=environment())
+        part = folder / "round-0" / "train.part" / "checkpoints" / "key.txt"
+        wait_for(part, launcher)
+        launcher.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        status = launcher.wait(120)
+    assert status != 0
+    assert time.monotonic() - began < 35
+    checkpoints = list(part.parent.glob("checkpoint-*"))
+    assert len(checkpoints) == 1
+    assert {path.name for path in checkpoints[0].iterdir()} >= {
+        "seal.json",
+        "consumed-0.npz",
+        "consumed-1.npz",
+    }
+    assert log.read_text().count("error: stopped. Everything finished is kept; go on with: idealmix run") == 1
     resumed = two(*arguments)
     assert resumed.returncode == 0, resumed.stderr
     found = json.loads(resumed.stdout)

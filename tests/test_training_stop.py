@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from safetensors.torch import load_file
 from training_helpers import save_tiny_model, tiny_mixture, tiny_pools
 
 from idealmix.config import Training
-from idealmix.training import stop, train
+from idealmix.training import command, stop, train
 
 POOLS = tiny_pools({"math": 13, "code": 8})
 STEPS = 11  # two epochs of 21 rows, four a step
@@ -162,3 +164,31 @@ def test_the_newest_checkpoint_is_told_by_its_step_not_by_the_clock(base, whole,
     record = run(base, moved, lambda done, *_: seen.append(done), save_steps=1)
     assert seen[0] == 7
     assert_same(whole, record, moved)
+
+
+def test_an_outside_trainer_that_ignores_the_signal_is_killed(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "_PATIENCE", 0.5)
+    program = tmp_path / "deaf.py"
+    program.write_text(
+        "import os, signal, sys, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "open(sys.argv[2] + '/pid', 'w').write(str(os.getpid()))\nprint('ready', flush=True)\ntime.sleep(60)\n"
+    )
+    settings = Training(
+        backend="command", command=f"{sys.executable} {program} {{train_file}} {{output_dir}}"
+    )
+    output = tmp_path / "out"
+
+    def interrupt():
+        while not (output / "command.log").exists() or "ready" not in (output / "command.log").read_text():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    asker = threading.Thread(target=interrupt)
+    asker.start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        train(base, tiny_mixture(POOLS), POOLS, settings, seed=0, output=output)
+    asker.join()
+    assert time.monotonic() - began < 20
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((output / "command" / "pid").read_text()), 0)

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from idealmix.data.mixture import Mixture
     from idealmix.data.pools import Pool
 
+#: Seconds that a command may take to end when it is asked to; schedulers give 30 in all.
+_PATIENCE = 20.0
+
 _PLACES = ("{model}", "{train_file}", "{output_dir}")
 
 
@@ -146,7 +149,11 @@ def _run(words: list[str], log: Path) -> None:
         code = process.wait()
     except BaseException:
         process.terminate()
-        process.wait()
+        try:
+            process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
         raise
     if code != 0:
         raise IdealmixError(
