@@ -4,7 +4,7 @@
 
 Each case mutates a good file: bytes, lines, structure, values from a list of nasty ones. A configuration has to load or to
 be refused by an ``InputError``. A data file has to be refused, or every row of it that an independent count finds is kept,
-left out by the sample, or counted as dropped. Another exception, or 20 seconds without an answer, is a finding: it is
+left out by the sample, or counted as dropped. Another exception, or 20 seconds of the processor without an answer, is a finding: it is
 written to ``--findings`` with its seed, and the exit status is 1.
 """
 
@@ -317,16 +317,16 @@ def main() -> None:
     parser.add_argument("--only", choices=list(CHECKS))
     parser.add_argument("--findings", type=Path, default=Path("runs/fuzz"))
     arguments = parser.parse_args()
-    import trl  # noqa: F401  (an import must not be what an alarm interrupts)
+    from trl import SFTConfig  # noqa: F401  (an import must not be what an alarm interrupts)
 
     tokenizer()
-    signal.signal(signal.SIGALRM, _hang)
+    signal.signal(signal.SIGPROF, _hang)
     counts: collections.Counter[str] = collections.Counter()
     findings, seed, began = 0, arguments.seed, time.monotonic()
     with tempfile.TemporaryDirectory() as place:
         while time.monotonic() - began < 60 * arguments.minutes:
             for name in [arguments.only] if arguments.only else CHECKS:
-                signal.alarm(SECONDS)
+                signal.setitimer(signal.ITIMER_PROF, SECONDS)
                 try:
                     counts[f"{name}: {one(name, seed, Path(place))}"] += 1
                 except Exception:
@@ -340,7 +340,7 @@ def main() -> None:
                         flush=True,
                     )
                 finally:
-                    signal.alarm(0)
+                    signal.setitimer(signal.ITIMER_PROF, 0)
             seed += 1
     print(
         f"{sum(counts.values()):,} cases in {time.monotonic() - began:.0f} s from seed {arguments.seed}; {findings} findings"
