@@ -154,7 +154,14 @@ def test_search_costs_in_epochs(done: tuple[Path, dict[str, Any], Steps]) -> Non
     assert cost["regmix"] == pytest.approx(3 * 0.5 * 2, abs=0.2)
     search = methods["tilted_of_tests:Tilted"]["runs"][0]["search"]
     assert (search["trainings"], search["influence_stages"], search["proxies"]) == (1, 1, 0)
-    assert cost["tilted_of_tests:Tilted"] > 2
+    # a training of two epochs; passes over all tokens: rows have 11, an epoch 1,400, each half of a reference set 20 rows
+    stages = (done[0].parent / "run/compare" / mixtures(done[1], "joint")[0]["folder"]).glob(
+        "influence-*/influence.json"
+    )
+    told = [json.loads(stage.read_text(encoding="utf-8")) for stage in stages]
+    (passes,) = (stage["pass_tokens"] for stage in told if stage["centred"])  # the paper's is not
+    assert passes["references"] == 2 * 20 * 11
+    assert cost["tilted_of_tests:Tilted"] == pytest.approx(2 + sum(passes.values()) / 1400, rel=0.01)
     random = methods["random"]
     gain = -random["figures"]["test_loss"]["difference"]["value"] / cost["random"]
     assert random["gain_per_epoch"] == pytest.approx(gain)

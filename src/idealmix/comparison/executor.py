@@ -115,7 +115,7 @@ class Executor:
         self.amount = self.drawn.amount(self.joint)
         self.steps = steps_of(config.training, sum(self.joint.values()), team.size)
         one_pass = draw(inputs.domains, self.joint, seed, max_repeats=allocation.max_repeats)
-        self._ledger = Ledger(one_pass.tokens, one_pass.supervised_tokens)
+        self._ledger = Ledger(one_pass.tokens)
         self.phases = self._phases(self.config)
         self.problem = self._problem()
         self._trained: dict[str, tuple[Mixed, Trained]] = {}

@@ -37,11 +37,10 @@ class Ledger:
     """What one search was told, by name; asking twice costs once.
 
     Attributes:
-        tokens, supervised_tokens: of one pass over the mixture of joint: an epoch.
+        tokens: of one pass over the mixture of joint: an epoch.
     """
 
     tokens: int
-    supervised_tokens: int
     spent: dict[str, Spent] = field(default_factory=dict)
 
 
@@ -208,5 +207,5 @@ class SharedPhases(Phases):
         return f"{self._own}/{name}" if self._own else name
 
     def _influence_epochs(self, matrix: InfluenceMatrix) -> float:
-        """Passes forward and backward, in supervised tokens, which are what the stage counts."""
-        return float(sum(matrix.facts["pass_tokens"].values()) / self._ledger.supervised_tokens)
+        """Tokens passed forward and backward, prompts too, as a training's are counted."""
+        return float(sum(matrix.facts["pass_tokens"].values()) / self._ledger.tokens)
