@@ -31,11 +31,11 @@ class StopBetweenSteps(TrainerCallback):
     def __init__(self) -> None:
         self._kept: int | None = None
         self._before: dict[int, Any] = {}
+        self._timer = (0.0, 0.0)  # whoever used the alarm gets it back
 
     def __enter__(self) -> StopBetweenSteps:
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._keep) for number in _SIGNALS}
-            self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._out_of_patience)
         return self
 
     def __exit__(
@@ -60,7 +60,8 @@ class StopBetweenSteps(TrainerCallback):
             self._out_of_patience(number, frame)
             return
         self._kept = number
-        signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+        self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._out_of_patience)
+        self._timer = signal.setitimer(signal.ITIMER_REAL, PATIENCE)
 
     def _out_of_patience(self, number: int, frame: FrameType | None) -> None:
         self.go_through()
@@ -78,8 +79,8 @@ class StopBetweenSteps(TrainerCallback):
         raise KeyboardInterrupt
 
     def _restore(self) -> None:
-        if self._before:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            for number, handler in self._before.items():
-                signal.signal(number, handler)
-            self._before = {}
+        if signal.SIGALRM in self._before:
+            signal.setitimer(signal.ITIMER_REAL, *self._timer)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
