@@ -247,6 +247,11 @@ def plain(intervals: Mapping[str, Interval]) -> dict[str, Any]:
     return {name: each.to_json() for name, each in intervals.items()}
 
 
+def known_values(values: Mapping[str, float]) -> dict[str, float | None]:
+    """Null where a figure is not defined: a rule's off-diagonal entries are all alike in one suite."""
+    return {name: value if np.isfinite(value) else None for name, value in values.items()}
+
+
 def judge(
     suites: Mapping[str, tuple[Sequence[Mapping[str, Any]], Predictions]], draws: int
 ) -> dict[str, Any]:
@@ -280,7 +285,7 @@ def judge(
             if ours != theirs
         }
         found.setdefault("by_suite", {})[mode] = {
-            suite: {n: Judge([m], draws=0).values([predicted[n][k]]) for n in names}
+            suite: {n: known_values(Judge([m], draws=0).values([predicted[n][k]])) for n in names}
             | {"mean": m.mean.tolist(), "se": m.se.tolist()}
             for k, (suite, m) in enumerate(known.items())
         }
