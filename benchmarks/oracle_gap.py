@@ -34,7 +34,7 @@ from benchmarks.oracle_methods import BEST, EQUAL_COST, ORDER, made
 from idealmix import configfile
 from idealmix.comparison.executor import Executor, Final
 from idealmix.evaluation.set_loss import SetLoss
-from idealmix.methods.protocol import Array, Method, simplex
+from idealmix.methods.protocol import Array, Method, Proposal, simplex
 from idealmix.rounds.folder import RunFolder, write_json
 from idealmix.rounds.inputs import load_inputs
 from idealmix.rounds.loop import claim
@@ -137,7 +137,7 @@ class Bed:
         return {
             "seed": seed,
             "options": repr(method),
-            "shares": [self._shares(executor, proposal) for proposal in proposals],
+            "shares": [self.shares_of(executor, proposal) for proposal in proposals],
             "epochs": sum(one.epochs for one in spent),
             **{
                 f"{kind}s": sum(one.kind == kind for one in spent)
@@ -165,12 +165,11 @@ class Bed:
                 )
         return found
 
-    def _shares(self, executor: Executor, proposal: Any) -> dict[str, float]:
-        """A proposal's shares of tokens; of row counts, those of the rows really drawn."""
+    def shares_of(self, executor: Executor, proposal: Proposal) -> dict[str, float]:
+        """A proposal's shares of tokens; of row counts, by the mean row of each pool, whichever rows a seed draws."""
         domains = executor.problem.domains
         if isinstance(proposal, Mapping):
-            drawn = [float(executor.drawn.amount({name: int(proposal[name])})) for name in domains]
-            proposal = np.array(drawn)
+            proposal = np.array([proposal[name] * executor.per_row[name] for name in domains], dtype=float)
         shares: Array = simplex(proposal, "the method")
         return dict(zip(domains, shares.tolist(), strict=True))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -138,6 +139,14 @@ def test_every_row_can_be_made() -> None:
     assert len(set(ORDER)) == len(ORDER)
     for name in ORDER:
         assert callable(made(name, problem(), 3.0).search)
+
+
+def test_row_counts_become_shares_by_mean_rows() -> None:
+    """Not by the rows that one seed drew: joint's counts must be joint again at a fresh seed."""
+    executor = SimpleNamespace(problem=problem(), per_row={"a": 10.0, "b": 30.0, "c": 20.0})
+    bed = object.__new__(oracle_gap.Bed)
+    assert bed.shares_of(executor, {"a": 30, "b": 10, "c": 30}) == {"a": 0.25, "b": 0.25, "c": 0.5}
+    assert bed.shares_of(executor, np.array([1.0, 1.0, 2.0])) == {"a": 0.25, "b": 0.25, "c": 0.5}
 
 
 @pytest.mark.slow
