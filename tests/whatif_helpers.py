@@ -18,8 +18,10 @@ from idealmix.errors import InputError
 from idealmix.evaluation.objective import objective_gradient
 from idealmix.influence_matrix import InfluenceMatrix
 from idealmix.moments import Moments, Rows
+from idealmix.rounds.folder import write_json
 from idealmix.rounds.loop import slopes_of
 from idealmix.rounds.volume import Drawn, mean_volumes
+from idealmix.slopes import Limit
 from idealmix.volumes import fill, whole_rows
 
 NAMES = ("zeta", "Alpha", "coding 2", "mathe.matik", "äther", "b-c")
@@ -55,6 +57,7 @@ class Run:
         self.names = list(NAMES[:domains])
         self.references = [f"r{q}" for q in range(references)]
         self.pools = {name: _pool(rng) for name in self.names}
+        self.limited = 0  # steps that a limit changed
         self.config = schema.Config.model_validate({
             "model": "m", "method": method, "objective": objective, "seed": seed,
             "domains": {name: f"{name}.jsonl" for name in self.names},
@@ -91,7 +94,12 @@ class Run:
             slopes = type(slopes)(
                 slopes.domains, none, none, none, slopes.drawn, slopes.drawn_se, slopes.drawn_dof
             )
-        step = allocate(counts, sizes, per_row, slopes, settings, m=settings.m)
+        limits = [  # a replicate of round 0 has lost 0.0002 more: round 0 stands 0.0001 below their mean
+            Limit(q, slopes_of(self.matrix, {q: 1.0}), limit.max_increase + 0.0001)
+            for q, limit in self.config.constraints.items()
+        ]
+        step = allocate(counts, sizes, per_row, slopes, settings, m=settings.m, limits=limits)
+        self.limited += "beyond what it may still lose" in step.reason
         return self.drawn.hold(step, budget, settings.max_repeats) if settings.budget.hold else step
 
     def counts(self, choice: Mapping[str, Any]) -> list[int] | None:
@@ -129,6 +137,7 @@ class Run:
         }  # fmt: skip
 
     def _write(self, step: Any) -> None:
+        (self.folder / "round-0" / "replicate-1").mkdir(parents=True, exist_ok=True)
         found = sample(rounds=2, domains=tuple(self.names))
         for r in found["rounds"]:
             r["counts"] = dict(self.start)
@@ -139,6 +148,9 @@ class Run:
             self.references,
             {q: s.weight for q, s in self.config.references.items()},
         )
+        found["replicates"]["count"] = 1
+        losses = {q: {"mean": mean + 0.0002} for q, mean in self.losses.items()}
+        write_json(self.folder / "round-0" / "replicate-1" / "evaluation.json", {"deciding": losses})
         sizes = {
             name: {
                 "rows": len(pool),
@@ -148,7 +160,6 @@ class Run:
             for name, pool in self.pools.items()
         }
         draw = {"format": 1, "unit": self.unit, "seed": self.config.seed, "amount": self.amount}
-        self.folder.mkdir(parents=True, exist_ok=True)
         for name, content in (
             ("result.json", found),
             ("manifest.json", {"data": {"domains": sizes}}),

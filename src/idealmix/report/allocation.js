@@ -204,11 +204,11 @@ const Allocation = (() => {
   // --- allocation/step.py -----------------------------------------------------------------------------------------
 
   /** Changes of volume that sum to zero: growers take what shrinkers give, within their rooms. */
-  function exchange(beta, volume, room) {
+  function exchange(beta, volume, room, frozen) {
     const side = sign => beta.map((b, i) => Math.max(sign * b, 0) * volume[i]);
     let grow = side(1), shrink = side(-1);
     if (grow.some(x => x !== 0) !== shrink.some(x => x !== 0)) {
-      const largest = Math.max(...beta.map(Math.abs)), rest = beta.map((b, i) => b === 0 ? volume[i] * largest : 0);
+      const largest = Math.max(...beta.map(Math.abs)), rest = beta.map((b, i) => b === 0 && !frozen[i] ? volume[i] * largest : 0);
       if (!rest.some(x => x !== 0)) {
         const mean = dot(beta, volume) / sum(volume.filter((_, i) => beta[i] !== 0));
         beta = beta.map(b => b !== 0 ? b - mean : 0);
@@ -220,6 +220,36 @@ const Allocation = (() => {
     const traded = Math.min(sum(take), sum(give)), zero = volume.map(() => 0);
     const taken = fill(grow, zero, take, traded), given = fill(shrink, zero, give, traded);
     return taken.map((x, i) => x - given[i]);
+  }
+
+  /** First-order change of a loss under relative changes, and its error: [value, se]; by domain where asked. */
+  function predict(of, beta, byDomain = false) {
+    const acting = beta.map((b, i) => b > 0 && Number.isFinite(of.growth[i][0]) ? of.growth[i] : of.drawn[i]);
+    const parts = beta.map((b, i) => (acting[i][0] || 0) * b);
+    return byDomain ? parts : [sum(parts), Math.sqrt(sum(beta.map((b, i) => ((finite(acting[i][1]) || 0) * b) ** 2)))];
+  }
+
+  const finite = x => x === Infinity ? Number.MAX_VALUE : x;  // as numpy's nan_to_num
+
+  /** The step's changes of volume within the no-regression limits: without the harmful moves, or shorter. */
+  function withinLimits(step, volume, loss, limits, calibration) {
+    const relative = change => change.map((c, i) => volume[i] > 0 ? c / volume[i] : 0);
+    const broken = change => limits.map(limit => [limit, predict(limit, relative(change))])
+      .filter(([limit, [rise, error]]) => rise > 1.645 * error && rise * calibration > Math.max(limit.allowance, 0) * (1 + 1e-9))
+      .map(([limit, [rise]]) => [limit, rise * calibration]);
+    let frozen = volume.map(() => false);
+    const change = step(frozen), over = broken(change);
+    if (!over.length) return change;
+    const factor = Math.min(...over.map(([limit, rise]) => Math.max(limit.allowance, 0) / rise)), shortened = change.map(c => c * factor);
+    let trimmed = change;
+    for (let still = over; still.length; still = broken(trimmed)) {
+      for (const [limit] of still) {
+        const harms = predict(limit, relative(trimmed), true);
+        frozen = frozen.map((f, i) => f || harms[i] > 0);
+      }
+      trimmed = step(frozen);
+    }
+    return predict(loss, relative(trimmed))[0] < predict(loss, relative(shortened))[0] ? trimmed : shortened;
   }
 
   /** One step from counts `n`: {rows, slope, se, gated, why}. */
@@ -238,7 +268,15 @@ const Allocation = (() => {
     let [lower, upper] = rowBounds(data, choice, total, data.hold);
     lower = lower.map((x, i) => Math.min(x, n[i])); upper = upper.map((x, i) => Math.max(x, n[i]));
     const room = [upper.map((x, i) => (x - n[i]) * weight[i]), lower.map((x, i) => (n[i] - x) * weight[i])];
-    const change = data.hold ? exchange(beta, volume, room) : beta.map((b, i) => clip(b * volume[i], -room[1][i], room[0][i]));
+    const step = frozen => {
+      const left = beta.map((b, i) => frozen[i] ? 0 : b);
+      return data.hold ? exchange(left, volume, room, frozen) : left.map((b, i) => clip(b * volume[i], -room[1][i], room[0][i]));
+    };
+    const limits = at.limits.map(({reference, allowance}) => {
+      const only = w.map((_, q) => q === reference ? 1 : 0);
+      return {allowance, growth: slopes(at, only, 1), drawn: slopes(at, only, 0)};
+    });
+    const change = withinLimits(step, volume, {growth: unused, drawn}, limits, at.calibration);
     const moved = n.map((_, i) => i).filter(i => Math.abs(change[i]) > 1e-9 * Math.max(total, 1)), rows = n.slice();
     const wanted = n.map((x, i) => x + change[i] / weight[i]), pick = xs => moved.map(i => xs[i]);
     if (data.hold && moved.length) {

@@ -55,7 +55,10 @@ def load(run: Path, result: Mapping[str, Any]) -> WhatIf:
         return WhatIf(None, "No influence was measured in this run, so there is nothing to compute with.")
     try:
         common = _common(config, result, drawn, sizes)
-        rounds = [_round(of_round, result, common["domains"]) for of_round in measured]
+        rounds = [
+            {**_round(of_round, result, common["domains"]), **_limits(of_round, result, config, run)}
+            for of_round in measured
+        ]
     except (KeyError, TypeError, ValueError, IndexError, InputError):
         return WhatIf(
             None, "The run's files do not fit together, or are of another version, so nothing is computed."
@@ -77,8 +80,6 @@ def embedded(data: Any) -> str:
 def _unsupported(config: schema.Config) -> str:
     if config.method not in ("ideal", "ideal-paper"):
         return f"The mixture is of the method {config.method}, which does not follow from influence."
-    if config.constraints and config.method == "ideal":
-        return "The run has no-regression limits (constraints), which the page does not compute."
     return ""
 
 
@@ -116,6 +117,31 @@ def _common(
         "common_floor": not isinstance(allocation.floor, dict),
         "common_cap": not isinstance(allocation.cap, dict),
     }
+
+
+def _limits(
+    of_round: Mapping[str, Any], result: Mapping[str, Any], config: schema.Config, run: Path
+) -> dict[str, Any]:
+    """What each limited reference set may still lose at a round, and how measured steps compared with predicted ones.
+
+    A rise is above the mean of round 0's trainings (`rounds.goal.Goal.rise`); the paper's rule knows no limits.
+    """
+    index, limits = int(of_round["index"]), []
+    for name, limit in config.constraints.items() if config.method == "ideal" else ():
+        trained = [result["rounds"][0]["losses"][name]["mean"]]
+        for number in range(1, result["replicates"]["count"] + 1):
+            evaluation = read_json(run / f"round-0/replicate-{number}/evaluation.json")
+            trained.append(evaluation["deciding"][name]["mean"])
+        risen = of_round["losses"][name]["mean"] - sum(trained) / len(trained)
+        limits.append(
+            {"reference": result["references"].index(name), "allowance": limit.max_increase - risen}
+        )
+    steps = result["rounds"][: index + 1]
+    predicted = [before["allocation"]["predicted"] for before in steps[:-1]]
+    measured = [after["difference"]["value"] for after in steps[1:]]
+    square = sum(x * x for x in predicted)
+    scale = sum(x * y for x, y in zip(predicted, measured)) / square if square else 1.0
+    return {"limits": limits, "calibration": min(max(scale, 1e-3), 1.0)}
 
 
 def _bound(bound: float | Mapping[str, float], names: list[str], default: float) -> list[float]:
