@@ -180,7 +180,7 @@ def check_config(chance: random.Random, folder: Path) -> str:
         text = yaml.safe_dump(data, sort_keys=False, allow_unicode=chance.random() < 0.5).encode(
             "utf-8", "surrogatepass"
         )
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):  # too deep to be written down here
         text = repr(data).encode("utf-8", "surrogatepass")
     path = folder / "config.yaml"
     path.write_bytes(bytes_of(chance, text))

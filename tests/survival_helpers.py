@@ -58,7 +58,8 @@ class Server:
         """Run ``idealmix *arguments`` and count its writes below `folder`.
 
         Args:
-            fault: ``kill_at`` (a write's number) and ``kill_when`` ("before", "after" or seconds after it);
+            fault: ``kill_at`` (a write's number) and ``kill_when`` ("before", "after" or seconds after it),
+                of the writes to paths that hold ``kill_in``;
                 ``signal`` and ``signal_after`` seconds, or ``signal_at_step``; ``clock`` true: it jumps; ``limit``: bytes
                 that a file may have; ``env``: more environment.
         """
@@ -178,42 +179,43 @@ def _count_writes(figures: dict[str, int], command: dict[str, Any], folder: Path
     import io
 
     root, at, when = str(folder), command.get("kill_at"), command.get("kill_when")
+    part = command.get("kill_in", "")
 
-    def wrap(module: Any, name: str, concerns: Any) -> None:
+    def wrap(module: Any, name: str, place_of: Any) -> None:
         original = getattr(module, name)
 
         def wrapped(*arguments: Any, **named: Any) -> Any:
-            if not concerns(*arguments, **named):
+            place = place_of(*arguments, **named)
+            if not place.startswith(root + os.sep) or part not in place:
                 return original(*arguments, **named)
             figures["writes"] += 1
             mine = figures["writes"] == at
             if mine and when == "before":
                 os.kill(os.getpid(), signal.SIGKILL)
-            found = original(*arguments, **named)
-            if mine and when == "after":
-                os.kill(os.getpid(), signal.SIGKILL)
-            elif mine:
-                _kill_later(float(when))
-            return found
+            try:
+                return original(*arguments, **named)
+            finally:  # also behind a write that failed, such as the removal of what is not there
+                if mine and when == "after":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                elif mine:
+                    _kill_later(float(when))
 
         setattr(module, name, wrapped)
 
-    def inside(path: Any, *_: Any, **__: Any) -> bool:
-        return not isinstance(path, int) and os.path.abspath(os.fspath(path)).startswith(root + os.sep)
+    def changed(path: Any, *_: Any, **__: Any) -> str:
+        return "" if isinstance(path, int) else os.path.abspath(os.fspath(path))
 
-    def opened(path: Any, mode: str = "r", *_: Any, **__: Any) -> bool:
-        return any(letter in mode for letter in "wax+") and inside(path)
+    def opened(path: Any, mode: str = "r", *_: Any, **__: Any) -> str:
+        return changed(path) if any(letter in mode for letter in "wax+") else ""
 
-    def synced(handle: int) -> bool:
-        return os.readlink(f"/proc/self/fd/{handle}").startswith(root)
+    def synced(handle: int) -> str:
+        return os.readlink(f"/proc/self/fd/{handle}")
 
     for name in ("replace", "rename", "mkdir", "unlink", "rmdir"):
-        wrap(os, name, inside)
+        wrap(os, name, changed)
     wrap(os, "fsync", synced)
-    original_open = builtins.open
     wrap(builtins, "open", opened)
     io.open = builtins.open  # type: ignore[misc]
-    assert original_open is not builtins.open
 
 
 def _kill_later(seconds: float) -> None:

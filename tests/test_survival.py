@@ -21,7 +21,6 @@ from survival_helpers import Ended, Server
 from idealmix.rounds.folder import RunFolder
 
 SEED = 5
-KILLS = 50
 STEPS = 16  # of each of the three trainings: round 0, its replicate, round 1
 
 
@@ -310,11 +309,11 @@ def test_a_folder_without_permission_is_one_message(ground: Ground, tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(10))
-def test_killed_at_fifty_moments(ground: Ground, tmp_path: Path, part: int) -> None:
+@pytest.mark.parametrize("part", range(5))
+def test_killed_at_random_moments(ground: Ground, tmp_path: Path, part: int) -> None:
     """Half at a random time after one of its writes, half right before or after one; every fifth is killed three times."""
     chance, hits = random.Random(SEED + part), Counter[str]()
-    for number in range(KILLS // 10):
+    for number in range(5):
         faults: list[dict[str, Any]] = []
         for _ in range(3 if number % 5 == 4 else 1):
             when = chance.uniform(0, 0.3) if number % 2 else chance.choice(("before", "after"))
@@ -328,3 +327,31 @@ def test_killed_at_fifty_moments(ground: Ground, tmp_path: Path, part: int) -> N
         )
     print(f"part {part}: {sum(hits.values())} kills, {dict(hits.most_common())}", flush=True)
     assert len(hits) >= 2
+
+
+PHASES = [
+    "config.yaml", "base/evaluation.json", "round-0/mixture.json", "round-0/train", "round-0/evaluation.json",
+    "round-0/replicate-1-draw", "round-0/replicate-1.", "round-0/influence.json", "round-0/allocation.json",
+    "round-1/mixture.json", "round-1/train", "round-1/evaluation.json", "base/tests.json", "round-0/tests.json",
+    "run/mixture", "result.json", "report.html", "manifest.json",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(3))
+def test_killed_in_every_phase(ground: Ground, tmp_path: Path, part: int) -> None:
+    """Before or after one of the first three writes that each phase makes."""
+    chance = random.Random(SEED + part)
+    for phase in PHASES[part::3]:
+        fault = {
+            "kill_in": phase,
+            "kill_at": chance.randint(1, 3),
+            "kill_when": chance.choice(("before", "after")),
+        }
+        hit, ended = survives(ground, tmp_path / "run", fault)
+        assert hit != ["after the end"], phase
+        shutil.rmtree(tmp_path / "run")
+        print(
+            f"{phase}: {fault['kill_when']} write {fault['kill_at']}; {ended.steps} steps to the end",
+            flush=True,
+        )

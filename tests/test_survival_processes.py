@@ -161,7 +161,7 @@ def test_sigterm_saves_at_the_same_step_on_both(pair: tuple[Path, dict[str, Any]
         began = time.monotonic()
         status = launcher.wait(120)
     assert status != 0
-    assert time.monotonic() - began < 35
+    assert time.monotonic() - began < 60  # the launcher itself kills after 30 s, and has its own end
     checkpoints = list(part.parent.glob("checkpoint-*"))
     assert len(checkpoints) == 1
     assert {path.name for path in checkpoints[0].iterdir()} >= {

@@ -44,7 +44,7 @@ def parse(text: str, path: Path) -> tuple[dict[str, Any], dict[Location, str]]:
             where=f"{path}:{line}",
             mend="check indentation, quotes and colons near that line",
         ) from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # "\UFFFFFFFF" is no letter
         raise InputError(f"this is not valid YAML: {error}", where=str(path)) from None
     except RecursionError:
         raise InputError("this YAML is nested too deeply", where=str(path)) from None
@@ -134,7 +134,7 @@ def apply(override: str, data: dict[str, Any], lines: dict[Location, str]) -> No
         node = None
         try:
             node = yaml.compose(text, Loader=_Loader)
-        except (yaml.YAMLError, RecursionError) as error:
+        except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
             raise InputError(
                 f"--set {override[:200]!r}: the value is not YAML: {str(error).splitlines()[0]}"
             ) from None
