@@ -141,7 +141,7 @@ def test_what_an_outside_command_cannot_take(tmp_path: Path, command: str, expec
         ("allocation: {start: {math: -1, code: 2}}", "cannot be negative"),
         ("allocation: {floor: {maths: 0.1}}", "no domain is called 'maths'"),
         ("allocation: {cap: 1.5}", "a share lies between 0 and 1"),
-        ("influence: {response: finite, curvature: kfac}", "'finite' works in ekfac's eigenbasis"),
+        ("influence: {response: finite, curvature: identity}", "'finite' works in ekfac's or kfac's eigenbasis"),
         ("training: {backend: command}", "needs training.command"),
         ("training: {command: x}", "only used with backend: command"),
         ("training: {epochs: .nan}", "training.epochs"),

@@ -261,11 +261,6 @@ def _cross_checks(config: Config) -> Iterator[Problem]:
             ("influence", "response"),
             f"{response!r} works in ekfac's or kfac's eigenbasis; curvature is {config.influence.curvature!r}",
         )
-    if response != "converged" and config.training.backend == "command":
-        yield (
-            ("influence", "response"),
-            f"{response!r} needs the optimiser's record, which backend: command does not give; use converged",
-        )
     if allocation.rule == "equalise" and config.method != "ideal-paper":
         if not allocation.budget.hold:
             yield (

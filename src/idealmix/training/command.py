@@ -21,7 +21,7 @@ from idealmix import config
 from idealmix.errors import IdealmixError, InputError
 from idealmix.training.disk import writing
 from idealmix.training.order import StepPlan, plan_steps
-from idealmix.training.record import TrainingRecord
+from idealmix.training.record import MOMENTS, TrainingRecord
 
 if TYPE_CHECKING:
     from idealmix.data.mixture import Mixture
@@ -67,14 +67,14 @@ def train_by_command(
     base = str(Path(model).resolve()) if Path(model).is_dir() else str(model)
     words = filled_in(settings.command or "", model=base, train_file=str(train_file), output_dir=str(made))
     _run(words, log)
-    found = find_checkpoint(made)
+    found, told = find_checkpoint(made), take_record(made, output)
     record = TrainingRecord(
         backend="command",
         seed=seed,
-        steps=0,
-        rows=plan.rows,
-        tokens=plan.tokens,
-        supervised_tokens=plan.supervised_tokens,
+        steps=told.get("steps", 0),
+        rows=told.get("rows") or plan.rows,
+        tokens=told.get("tokens") or plan.tokens,
+        supervised_tokens=told.get("supervised_tokens") or plan.supervised_tokens,
         step_weights=plan.token_shares,
         token_shares=plan.token_shares,
         model_path=str(found.relative_to(output)),
@@ -82,12 +82,42 @@ def train_by_command(
         trained="lora" if (found / "adapter_config.json").is_file() else "full",
         arguments={"command": words},
         warnings=[
-            "an outside trainer: rows, tokens and weights are those of one pass over the mixture, and the "
+            "an outside trainer: the domains' weights are their token shares, the limit of large batches"
+            if told
+            else "an outside trainer: rows, tokens and weights are those of one pass over the mixture, and the "
             "domains' weights are their token shares, the limit of large batches"
         ],
+        **{key: told[key] for key in _TOLD if key in told},
     )
     record.write(output / "record.json")
     return record
+
+
+# What `watched.RecordTraining` tells beside the counts.
+_TOLD = ("step_sizes", "gradient_norms", "losses", "optimiser", "segments")
+
+
+def take_record(made: Path, output: Path) -> dict[str, Any]:
+    """What `watched.RecordTraining` left in the command's folder; its tensors go beside the record. Empty: it was not used.
+
+    Raises:
+        IdealmixError: it left something, and its record cannot be read.
+    """
+    left = made / "idealmix"
+    if not left.is_dir():
+        return {}
+    try:
+        told = dict(json.loads((left / "record.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise IdealmixError(
+            f"the record of RecordTraining cannot be read: {error}",
+            where=str(left / "record.json"),
+            mend="let the training end before the command does",
+        ) from error
+    for name in (MOMENTS, "segments"):
+        if (left / name).exists():
+            shutil.move(left / name, output / name)
+    return told
 
 
 def filled_in(command: str, **places: str) -> list[str]:

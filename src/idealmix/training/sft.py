@@ -26,6 +26,7 @@ from idealmix.training.arguments import trainer_arguments
 from idealmix.training.checkpoints import Checkpoints
 from idealmix.training.disk import settle, writing
 from idealmix.training.model import computing_dtype, load_model, load_tokenizer
+from idealmix.training.optimiser import constants, second_moments
 from idealmix.training.order import StepPlan, consumption_digest, plan_steps
 from idealmix.training.packed import check_packing
 from idealmix.training.planned import PlannedTrainer
@@ -86,7 +87,8 @@ def train_by_trl(
             if trainer.state.global_step < len(plan.steps):
                 stop.go_through()
             consumed = _checked_consumption(trainer, plan, pools)
-            moments, optimiser = _second_moments(trainer)
+            trained: Any = trainer.model
+            moments = second_moments(trained, trainer.optimizer)
             _save(trainer, trainer.processing_class, output, moments)
             trainer.accelerator.wait_for_everyone()
         steps_log = [entry for entry in trainer.state.log_history if "learning_rate" in entry]
@@ -113,7 +115,7 @@ def train_by_trl(
             step_sizes=[entry["learning_rate"] for entry in steps_log],
             losses=[entry["loss"] for entry in steps_log],
             gradient_norms=[entry["grad_norm"] for entry in steps_log if "grad_norm" in entry],
-            optimiser=optimiser,
+            optimiser=constants(trainer.optimizer, trainer.args),
             segments=kept,
             trained="lora" if settings.lora else "full",
             dtype=dtype,
@@ -180,7 +182,7 @@ def _keep_segments(trainer: PlannedTrainer, segments: int, folder: Path) -> list
 
     def state() -> Any:
         model: Any = trainer.model
-        return trained_parameters(model), _second_moments(trainer)[0]
+        return trained_parameters(model), second_moments(model, trainer.optimizer)
 
     kept = middles(len(trainer.plan.steps), segments)
     trainer.add_callback(KeepSegments(kept, folder, state, trainer.is_world_process_zero()))
@@ -261,33 +263,6 @@ def _checked_consumption(trainer: PlannedTrainer, plan: StepPlan, pools: Mapping
             mend="this is a fault in idealmix or an untested version of transformers: please report it",
         )
     return digest
-
-
-def _second_moments(trainer: PlannedTrainer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """AdamW's bias-corrected second moments by parameter name, and the optimiser's constants."""
-    optimiser: Any = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
-    model: Any = trainer.model
-    group = optimiser.param_groups[0]
-    eps = group.get("eps")  # Adafactor has two
-    facts = {
-        "name": type(optimiser).__name__,
-        "betas": list(group["betas"]) if "betas" in group else None,
-        "eps": eps if isinstance(eps, int | float) else None,
-        "weight_decay": trainer.args.weight_decay,
-        "max_grad_norm": trainer.args.max_grad_norm,
-    }
-    moments = {}
-    for name, parameter in model.named_parameters():
-        state = optimiser.state.get(parameter, {})
-        # Adafactor has the key too, without betas, and only for vectors
-        if "exp_avg_sq" not in state or "betas" not in group:
-            continue
-        moment = state["exp_avg_sq"]
-        if hasattr(moment, "full_tensor"):  # sharded by FSDP: every process takes part
-            moment = moment.full_tensor()
-        correction = 1.0 - group["betas"][1] ** float(state["step"])
-        moments[name] = (moment.float() / correction).cpu().contiguous()
-    return moments, facts
 
 
 def _save(trainer: PlannedTrainer, tokenizer: Any, output: Path, moments: dict[str, torch.Tensor]) -> None:
