@@ -114,6 +114,8 @@ config("UTF-16", "cannot read this configuration", whole("model: m\n".encode("ut
 config("binary", "cannot read this configuration", whole(bytes(range(256))))
 config("an escape that is no letter", "not valid YAML", whole(b'model: "\\UFFFFFFFF"\n'))
 config("an override that is no letter", "the value is not YAML", 'tests="\\UFFFFFFFF"')
+config("half of a surrogate pair", "half of a surrogate pair", added('objective: "a\\ud800"'))
+config("half of a surrogate pair in a key", "half of a surrogate pair", added('"a\\ud800": 1'))
 config("a control character", "not valid YAML", whole(b"model: a\x07b\n"))
 config("not YAML", "not valid YAML", whole(b"model: [a\n"))
 config("a tab as indentation", "not valid YAML", whole(b"training:\n\tepochs: 1\n"))

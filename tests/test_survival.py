@@ -309,7 +309,7 @@ def test_a_folder_without_permission_is_one_message(ground: Ground, tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(5))
+@pytest.mark.parametrize("part", range(6))
 def test_killed_at_random_moments(ground: Ground, tmp_path: Path, part: int) -> None:
     """Half at a random time after one of its writes, half right before or after one; every fifth is killed three times."""
     chance, hits = random.Random(SEED + part), Counter[str]()

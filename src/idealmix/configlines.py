@@ -88,11 +88,14 @@ def _refuse_bombs(node: yaml.Node, path: Path) -> None:
 def _plain(node: yaml.Node, location: Location, lines: dict[Location, str], path: Path) -> Any:
     """A YAML node as plain data; keys stay text (a domain may be called ``no`` or ``1``)."""
     lines[location] = f"line {node.start_mark.line + 1}"
+    if isinstance(node, yaml.ScalarNode):
+        _refuse_halves(node, path)
     if isinstance(node, yaml.MappingNode):
         data: dict[str, Any] = {}
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
                 raise InputError("a key must be text", where=f"{path}:{key_node.start_mark.line + 1}")
+            _refuse_halves(key_node, path)
             key = key_node.value
             if key in data:
                 raise InputError(
@@ -115,6 +118,15 @@ def _plain(node: yaml.Node, location: Location, lines: dict[Location, str], path
         ) from None
     finally:
         loader.dispose()
+
+
+def _refuse_halves(node: yaml.ScalarNode, path: Path) -> None:
+    """Refuse what an escape can make and no file can hold: half of a surrogate pair."""
+    if any("\ud800" <= letter <= "\udfff" for letter in node.value):
+        raise InputError(
+            f"{node.value[:200]!r} holds half of a surrogate pair, which is not Unicode text",
+            where=f"{path}:{node.start_mark.line + 1}",
+        )
 
 
 def apply(override: str, data: dict[str, Any], lines: dict[Location, str]) -> None:
