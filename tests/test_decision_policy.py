@@ -107,10 +107,10 @@ def test_bounds_that_cut_a_shorter_step_to_the_rejected_mixture_shorten_it_furth
     assert propose(after(begin(), LEANS_WELL), same).action == "end"
 
 
-def test_the_largest_step_that_cannot_be_seen_ends_it():
+def test_the_longest_step_that_cannot_be_seen_is_halved():
     state = after(begin(m=1.0), LEANS_WELL)
-    assert state.action == "end"
-    assert "m = 1, cannot be told from none" in state.reason
+    assert (state.action, state.m) == ("allocate", pytest.approx(0.5))
+    assert "the longest step helped, if at all, too little" in state.reason
 
 
 def test_turning_round_twice_damps_m():

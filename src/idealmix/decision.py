@@ -277,9 +277,9 @@ def next_step(state: LoopState, decision: Decision) -> LoopState:
     """After the proposed mixture was trained and decided on.
 
     Better: it is the incumbent, and m grows by half up to `largest_m`. Worse: the incumbent stays, m is halved.
-    Undecided: the incumbent stays; m doubles if the difference leans the predicted way, else it is halved (see the
-    module). A domain whose kept moves turned round twice (up, down, up) shows that steps overshoot: m is halved
-    instead of growing. The loop ends with `rounds`, with patience, or when the largest step cannot be seen.
+    Undecided: the incumbent stays; m doubles if the difference leans the predicted way, else, or where it is at its bound,
+    it is halved (see the module). A domain whose kept moves turned round twice (up, down, up) shows that steps overshoot: m is halved
+    instead of growing. The loop ends with `rounds` or with patience.
     """
     signs, predicted = state.proposal or ({}, 0.0)
     now = replace(
@@ -314,12 +314,12 @@ def next_step(state: LoopState, decision: Decision) -> LoopState:
     )
     if decision.outcome == "undecided" and decision.value <= 0:
         m = min(state.m * DOUBLE, state.largest_m)
-        if m == state.m:
-            reason = (
-                f"Ended: a change at the largest step, m = {m:.3g}, cannot be told from none. {back}final."
-            )
-            return replace(now, action="end", reason=reason)
         said = f"m doubles to {m:.3g}, since the step helped, if at all, too little to be seen."
+        if (
+            m == state.m
+        ):  # slopes stand out of their errors, and the longest step gains nothing: it went past the best
+            m = state.m * HALVE
+            said = f"m is halved to {m:.3g}, since the longest step helped, if at all, too little to be seen."
     else:
         m = state.m * HALVE
         why = "the step went too far" if decision.outcome == "worse" else "the difference leans the wrong way"
