@@ -141,7 +141,10 @@ def test_what_an_outside_command_cannot_take(tmp_path: Path, command: str, expec
         ("allocation: {start: {math: -1, code: 2}}", "cannot be negative"),
         ("allocation: {floor: {maths: 0.1}}", "no domain is called 'maths'"),
         ("allocation: {cap: 1.5}", "a share lies between 0 and 1"),
-        ("influence: {response: finite, curvature: identity}", "'finite' works in ekfac's or kfac's eigenbasis"),
+        (
+            "influence: {response: finite, curvature: identity}",
+            "'finite' works in ekfac's or kfac's eigenbasis",
+        ),
         ("training: {backend: command}", "needs training.command"),
         ("training: {command: x}", "only used with backend: command"),
         ("training: {epochs: .nan}", "training.epochs"),
@@ -209,7 +212,12 @@ def test_lists_and_bools_are_not_parsed_from_text(tmp_path: Path) -> None:
     """Fault 12 of the paper's code: bool("False") was true, and two layer names fused into one."""
     config = configfile.load(
         write(tmp_path, GOOD),
-        ["influence.layers=['*.q_proj', '*.k_proj']", "allocation.gate=false", "influence.centred=False", "allocation.rule=scaled"],
+        [
+            "influence.layers=['*.q_proj', '*.k_proj']",
+            "allocation.gate=false",
+            "influence.centred=False",
+            "allocation.rule=scaled",
+        ],
     )
     assert config.influence.layers == ["*.q_proj", "*.k_proj"]
     assert config.allocation.gate is False
