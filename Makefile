@@ -36,5 +36,8 @@ audit: setup
 	-.venv/audit/bin/pip install --quiet --disable-pip-version-check pip-audit
 	$(PYTHON) scripts/audit.py .venv/audit/bin/pip-audit $(BIN)/python
 
+docs: setup
+	$(BIN)/mkdocs build --strict
+
 clean:
 	rm -rf .venv build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -5,7 +5,7 @@ of its mixture at the full size; and a ``result.json`` that is the search's with
 
 Rows are what is carried over: each domain keeps its share of the rows, the total follows from the full budget in the full
 model's own tokens. Joint SFT is not trained at the full size, so whether the mixture still wins there is not known from a
-run; docs/results/search.md has how far it did.
+run (`benchmarks.transfer` is for that).
 """
 
 from __future__ import annotations
