@@ -8,25 +8,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from idealmix.comparison import tables
 from idealmix.report import figures, words
 from idealmix.report.page import live_script
+from idealmix.report.templates import render
 
 
 def build(content: Mapping[str, Any], *, live: str | None = None) -> str:
     """The page; `live`: the state that `idealmix view` serves it at."""
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader("idealmix.comparison", ""), PackageLoader("idealmix.report", "")]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     picture, reach = _picture(content)
-    return environment.get_template("comparison.html").render(
+    return render(
+        "comparison.html",
+        "idealmix.comparison",
         content=content,
         words=words,
         headline=_headline(content),
@@ -36,7 +31,7 @@ def build(content: Mapping[str, Any], *, live: str | None = None) -> str:
         what=tables.HEADLINES[content["headline"]],
         tables=tables.comparison_tables(content),
         live=live,
-        **live_script(),
+        **(live_script() if live else {}),
     )
 
 

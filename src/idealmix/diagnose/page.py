@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-
 from idealmix import __version__
 from idealmix.report import words
+from idealmix.report.templates import render
 from idealmix.rounds.folder import read_json, write_text
 
 TITLES = {
@@ -39,13 +38,12 @@ def write(folder: Path, name: str) -> Path:
 
 def build(answers: Sequence[dict[str, Any]], name: str) -> str:
     """The page."""
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader("idealmix.diagnose", ""), PackageLoader("idealmix.report", "")]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("diagnosis.html").render(
-        answers=answers, name=name, titles=TITLES, words=words, version=__version__
+    return render(
+        "diagnosis.html",
+        "idealmix.diagnose",
+        answers=answers,
+        name=name,
+        titles=TITLES,
+        words=words,
+        version=__version__,
     )

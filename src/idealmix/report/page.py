@@ -14,7 +14,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from idealmix.errors import InputError
@@ -22,6 +21,7 @@ from idealmix.report import comparison, figures, words
 from idealmix.report.layers import layers
 from idealmix.report.matrix import MARKS, matrices
 from idealmix.report.relations import relations
+from idealmix.report.templates import render
 from idealmix.report.whatif import WhatIf, embedded, load
 from idealmix.rounds.folder import read_json, write_text
 
@@ -74,14 +74,8 @@ def build(result: Mapping[str, Any], whatif: WhatIf | None = None, *, live: str 
         InputError: it is not such a result.
     """
     check(result)
-    environment = Environment(
-        loader=PackageLoader("idealmix.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html").render(
+    return render(
+        "page.html",
         result=result,
         whatif=whatif,
         embedded=lambda data: Markup(embedded(data)),  # noqa: S704 (escaped there)

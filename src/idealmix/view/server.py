@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, UndefinedError
+from jinja2 import UndefinedError
 
 from idealmix.errors import IdealmixError, InputError
 from idealmix.report import words
 from idealmix.report.page import build, check, live_script
+from idealmix.report.templates import render
 from idealmix.report.whatif import WhatIf, load
 from idealmix.rounds.folder import read_json
 from idealmix.view import progress
@@ -124,15 +125,16 @@ def _now(run: Path) -> str:
 
 def _waiting(run: Path, now: str, title: str, said: str, done: Mapping[str, float] | None = None) -> str:
     """A page that has nothing to show yet but the finished phases."""
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader("idealmix.view", ""), PackageLoader("idealmix.report", "")]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("waiting.html").render(
-        name=run.resolve().name, live=now, words=words, title=title, said=said, done=done, **live_script()
+    return render(
+        "waiting.html",
+        "idealmix.view",
+        name=run.resolve().name,
+        live=now,
+        words=words,
+        title=title,
+        said=said,
+        done=done,
+        **live_script(),
     )
 
 
