@@ -9,7 +9,6 @@ luck in it. A search sees the reference sets alone: the deciding halves by losse
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,8 +25,8 @@ from idealmix.evaluation.set_loss import SetLoss
 from idealmix.methods import check_name, load_method
 from idealmix.methods.protocol import Method
 from idealmix.rounds.folder import RunFolder, write_json, write_text
-from idealmix.rounds.inputs import Inputs, load_inputs
-from idealmix.rounds.loop import SEED_STRIDE, claim
+from idealmix.rounds.inputs import Inputs
+from idealmix.rounds.loop import SEED_STRIDE, opened
 from idealmix.rounds.phases import Evaluated
 from idealmix.rounds.result import hardware, versions
 from idealmix.rounds.team import Team
@@ -61,14 +60,11 @@ def compare(
             raise InputError(problem, where="--methods")
     made = {name: load_method(name, config.methods.get(name)) for name in names}
     team = team or Team()
-    folder = RunFolder(Path(config.output) / "compare", watch.warn)
     # a comparison of other methods, or with other options, shares what is the same
-    same = config.model_copy(update={"output": str(folder.path), "method": "ideal", "methods": {}})
-    with contextlib.ExitStack() as held:
-        team.lead(lambda: claim(folder, same, held))
-        watch.begin("reading the data")
-        inputs = load_inputs(same, watch)
-        watch.end(0.0, reused=False)
+    same = config.model_copy(
+        update={"output": str(Path(config.output) / "compare"), "method": "ideal", "methods": {}}
+    )
+    with opened(same, watch, team) as (folder, inputs):
         comparison = _Comparison(same, inputs, folder, team, watch)
         for name, method in made.items():  # what a method lacks is told before anything is trained
             comparison.executor(name, config.seed).check(method)

@@ -6,9 +6,7 @@ every method: joint is round 0, the method's mixture is round 1.
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from idealmix.comparison.executor import Executor, Final
@@ -18,10 +16,8 @@ from idealmix.errors import InputError
 from idealmix.methods import load_method
 from idealmix.methods.projection import as_allocation
 from idealmix.rounds import tables
-from idealmix.rounds.folder import RunFolder
 from idealmix.rounds.goal import Goal
-from idealmix.rounds.inputs import load_inputs
-from idealmix.rounds.loop import SEED_STRIDE, Round, Story, claim, finish, judge, run_rounds
+from idealmix.rounds.loop import SEED_STRIDE, Round, Story, finish, judge, opened, run_rounds
 from idealmix.rounds.team import Team
 from idealmix.rounds.watch import Watch
 
@@ -45,12 +41,7 @@ def run_any(config: Config, watch: Watch, team: Team | None = None) -> dict[str,
         return run_rounds(config, watch, team)
     method = load_method(config.method, config.methods.get(config.method))
     team = team or Team()
-    folder = RunFolder(Path(config.output), watch.warn)
-    with contextlib.ExitStack() as held:
-        team.lead(lambda: claim(folder, config, held))
-        watch.begin("reading the data")
-        inputs = load_inputs(config, watch)
-        watch.end(0.0, reused=False)
+    with opened(config, watch, team) as (folder, inputs):
         executor = Executor(
             config, inputs, folder, team, watch, seed=config.seed, own="", label=config.method
         )

@@ -10,7 +10,6 @@ run (`benchmarks.transfer` is for that).
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,7 @@ from idealmix.config import Config, Lora
 from idealmix.evaluation.set_loss import SetLoss
 from idealmix.methods.protocol import Array
 from idealmix.rounds.folder import RunFolder, write_json
-from idealmix.rounds.inputs import load_inputs
-from idealmix.rounds.loop import claim
+from idealmix.rounds.loop import opened
 from idealmix.rounds.result import finite
 from idealmix.rounds.team import Team
 from idealmix.rounds.watch import Watch
@@ -44,12 +42,7 @@ def run_smaller(config: Config, watch: Watch, team: Team | None = None) -> dict[
         IdealmixError: a phase failed; what was finished is kept.
     """
     team = team or Team()
-    folder = RunFolder(Path(config.output), watch.warn)
-    with contextlib.ExitStack() as held:
-        team.lead(lambda: claim(folder, config, held))
-        watch.begin("reading the data")
-        inputs = load_inputs(config, watch)
-        watch.end(0.0, reused=False)
+    with opened(config, watch, team) as (folder, inputs):
         executor = Executor(config, inputs, folder, team, watch, seed=config.seed, own="", label="full size")
         small = smaller(config, executor.amount)
         found = run_any(small, watch, team)

@@ -7,7 +7,7 @@ Flows in: a resolved configuration. Flows out: the run folder (see docs/files.md
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -75,15 +75,26 @@ def run_rounds(config: Config, watch: Watch, team: Team | None = None) -> dict[s
         IdealmixError: a phase failed; what was finished is kept.
     """
     team = team or Team()
+    with opened(config, watch, team) as (folder, inputs):
+        phases = Phases(config, inputs, folder, team, watch)
+        story = tell(config, inputs, phases, watch)
+        return team.lead(lambda: finish(story, inputs, folder))
+
+
+@contextlib.contextmanager
+def opened(config: Config, watch: Watch, team: Team) -> Iterator[tuple[RunFolder, Inputs]]:
+    """The run folder, claimed and held while inside, and the data.
+
+    Raises:
+        InputError, IdealmixError: see `claim` and `load_inputs`.
+    """
     folder = RunFolder(Path(config.output), watch.warn)
     with contextlib.ExitStack() as held:
         team.lead(lambda: claim(folder, config, held))
         watch.begin("reading the data")
         inputs = load_inputs(config, watch)
         watch.end(0.0, reused=False)
-        phases = Phases(config, inputs, folder, team, watch)
-        story = tell(config, inputs, phases, watch)
-        return team.lead(lambda: finish(story, inputs, folder))
+        yield folder, inputs
 
 
 def claim(folder: RunFolder, config: Config, held: contextlib.ExitStack) -> None:
