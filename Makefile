@@ -18,7 +18,7 @@ demo: setup
 	$(BIN)/idealmix demo --output runs/demo
 
 test: setup
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 slow: setup
 	$(BIN)/python -m pytest -m slow
