@@ -128,7 +128,7 @@ def test_influence_of_a_checkpoint_without_training(done: tuple[Path, Any], tmp_
         "influence.response=finite",
     )
     assert finite.returncode == 2
-    assert "step sizes" in finite.stderr
+    assert "training's record" in finite.stderr
 
 
 def test_report_again(done: tuple[Path, Any]) -> None:
