@@ -11,7 +11,9 @@ from curvature_helpers import rows, tiny
 from test_curvature_exact import Dense
 
 from idealmix.curvature import make_batches
+from idealmix.curvature.dense import Written
 from idealmix.diagnostics.fidelity import Sets, alpha_cosines, measure_fidelity
+from idealmix.errors import IdealmixError
 
 SEEDS = {"first": 0, "second": 1, "third": 2}
 WEIGHTS = {"first": 0.5, "second": 0.2, "third": 0.3}
@@ -23,8 +25,7 @@ def made(names, offset):
     }
 
 
-@pytest.fixture(scope="module")
-def found():
+def compared(written: bool):
     model, drawn, acting = tiny(), made(SEEDS, 0), made(SEEDS, 10)
     references = made(["first", "third"], 20)
 
@@ -33,9 +34,21 @@ def found():
 
     sets = Sets(batched(drawn), batched(acting), batched(references), WEIGHTS)
     fidelity = measure_fidelity(
-        model, sets, rho=1.0, dampings=(1.0, 10.0), label_draws=2, all_parameters=True, tolerance=1e-7
+        model,
+        sets,
+        rho=1.0,
+        dampings=(1.0, 10.0),
+        label_draws=2,
+        all_parameters=True,
+        tolerance=1e-7,
+        written=written,
     )
     return model, drawn, acting, references, fidelity
+
+
+@pytest.fixture(scope="module")
+def found():
+    return compared(written=False)
 
 
 def test_every_curvature_is_compared_at_every_damping(found):
@@ -50,6 +63,32 @@ def test_every_curvature_is_compared_at_every_damping(found):
         assert list(one.cosines) == ["first", "third"]
         assert all(-1 <= value <= 1 + 1e-12 for value in one.cosines.values())
     assert fidelity.to_json()["parameters"]["median"] == fidelity.parameters.median
+
+
+@pytest.mark.slow
+def test_the_written_matrix_gives_what_conjugate_gradients_give(found):
+    """Of layers and of all parameters, at every damping; and one system was compared on the way, to 1e-6."""
+    written = compared(written=True)[-1]
+    assert len(written.solved) == 1
+    assert written.solved[0].residual <= 1e-8
+    pairs = zip(
+        [*written.approximation, written.parameters],
+        [*found[-1].approximation, found[-1].parameters],
+        strict=True,
+    )
+    for one, other in pairs:
+        assert one.curvature == other.curvature
+        assert list(one.cosines.values()) == pytest.approx(list(other.cosines.values()), abs=1e-6)
+        assert list(one.sizes.values()) == pytest.approx(list(other.sizes.values()), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_solution_that_differs_from_the_written_one_is_refused(found, monkeypatch):
+    monkeypatch.setattr(
+        Written, "solve", lambda self, damping, gradients: [{n: 2 * g for n, g in gradients[0].items()}]
+    )
+    with pytest.raises(IdealmixError, match="away from the written matrix"):
+        compared(written=True)
 
 
 def test_the_identity_is_compared_with_the_dense_inverse(found):

@@ -21,15 +21,27 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from idealmix.curvature import Batch, Collector, fit_curvature, select_layers, sum_gradient
+from idealmix.curvature.dense import DenseExact, Written
 from idealmix.curvature.ekfac import Ekfac
-from idealmix.curvature.exact import Exact, Solved, conjugate_gradients, constant, exact_layers
+from idealmix.curvature.exact import (
+    Exact,
+    Solved,
+    conjugate_gradients,
+    constant,
+    exact_layers,
+    parameter_names,
+)
 from idealmix.curvature.gauss_newton import GaussNewton
 from idealmix.curvature.kfac import Kfac
+from idealmix.errors import IdealmixError
 
 Array = NDArray[np.float64]
 Parts = dict[str, Array]
 """(references, domains) of alpha by layer."""
 Watch = Callable[[str], None]
+
+AGREED = 1e-6
+"""How far apart two ways to solve a system may be, relative to the solution."""
 
 UNINFORMATIVE = 0.8
 """Where the plain dot of gradients has this cosine or more, the case does not tell curvatures apart."""
@@ -124,6 +136,7 @@ def measure_fidelity(
     label_draws: int = 4,
     all_parameters: bool = False,
     tolerance: float = 1e-3,
+    written: bool = False,
     watch: Watch = lambda text: None,
 ) -> Fidelity:
     """Compare EK-FAC, K-FAC, their samples, the empirical Fisher and the identity with the exact response.
@@ -139,11 +152,13 @@ def measure_fidelity(
         label_draws: EK-FAC is also fitted with this many labels for each position, which shows what sampling costs.
         all_parameters: measure what the parameters outside the layers change.
         tolerance: of the solutions' relative residuals.
+        written: write the matrix out instead of solving by conjugate gradients; for models of a few thousand parameters, in
+            float64. One system is solved both ways, and has to agree to `AGREED`.
         watch: told what begins.
 
     Raises:
         InputError: the layers match nothing, or one's weight is not a parameter of its own.
-        IdealmixError: conjugate gradients do not converge.
+        IdealmixError: conjugate gradients do not converge, or do not agree with the written matrix.
     """
     collector, mixture = Collector(model, select_layers(model, layers)), sets.mixture
     watch("gradients")
@@ -163,8 +178,21 @@ def measure_fidelity(
     approximation: list[Nearness] = []
     solved: list[Solved] = []
     default: Parts = {}
+    full: Written | None = None
+    if written:
+        names_of = [n for layer in collector.layers for n in parameter_names(layer)]
+        matrix = GaussNewton(model, mixture, None if all_parameters else names_of)
+        watch(f"the matrix of {matrix.size:,} parameters")
+        full = Written(matrix)
+        watch("one system by conjugate gradients")
+        solved.append(_checked(exact_layers(collector, mixture, guide, AGREED / 100), full, references[0]))
     for multiple in dampings:
-        exact = exact_layers(collector, mixture, guide.with_damping(rho * multiple), tolerance)
+        damped_guide = guide.with_damping(rho * multiple)
+        exact: Exact | DenseExact = (
+            DenseExact(full, collector.layers, damped_guide.damping)
+            if full
+            else exact_layers(collector, mixture, damped_guide, tolerance)
+        )
         true = _exact_parts(exact, references, changes, watch, f"exact, damping x {multiple:g}")
         solved += exact.solved
         default = true if multiple == 1 else default
@@ -175,10 +203,10 @@ def measure_fidelity(
             approximation.append(_nearness(kind, multiple, parts(damped.respond), true, sets))
     parameters = None
     if all_parameters:
-        default = default or _exact_parts(
-            exact_layers(collector, mixture, guide, tolerance), references, changes, watch, "exact"
-        )
-        whole, more = _whole_parts(model, sets, collector, guide, rho, tolerance, watch)
+        if not default:
+            exact = exact_layers(collector, mixture, guide, tolerance)
+            default = _exact_parts(exact, references, changes, watch, "exact")
+        whole, more = _whole_parts(model, sets, collector, guide, rho, tolerance, full, watch)
         solved += more
         joined = {"all": np.sum(list(default.values()), 0)}
         parameters = _nearness("exact, layers alone", 1.0, joined, {"all": whole}, sets)
@@ -259,8 +287,23 @@ def _products(responses: Sequence[Tensor], changes: Sequence[Tensor]) -> Array:
     return np.array([[-float((r.double() * c).sum()) for c in changes] for r in responses])
 
 
+def _checked(exact: Exact, full: Written, gradient: Mapping[str, Tensor]) -> Solved:
+    """How conjugate gradients solved a system whose solution the written matrix gives as well."""
+    found = exact.respond_all(gradient)
+    direct = DenseExact(full, exact.layers, exact.damping).respond_all(gradient)
+    off = sum(float((found[n] - direct[n]).square().sum()) for n in direct) ** 0.5
+    size = sum(float(x.square().sum()) for x in direct.values()) ** 0.5
+    if off > AGREED * size:
+        raise IdealmixError(
+            f"conjugate gradients are {off / size:.1e} away from the written matrix's solution",
+            where="influence.curvature",
+            mend="load the model in float64",
+        )
+    return exact.solved[-1]
+
+
 def _exact_parts(
-    exact: Exact,
+    exact: Exact | DenseExact,
     references: Sequence[Mapping[str, Tensor]],
     changes: Mapping[str, list[Tensor]],
     watch: Watch,
@@ -280,6 +323,7 @@ def _whole_parts(
     guide: Ekfac,
     rho: float,
     tolerance: float,
+    full: Written | None,
     watch: Watch,
 ) -> tuple[Array, list[Solved]]:
     """Exact alpha of all parameters; those outside the layers are damped by rho times their own mean eigenvalue."""
@@ -304,6 +348,9 @@ def _whole_parts(
     drawn = [matrix.gradient(batches) for batches in sets.drawn.values()]
     acting = [matrix.gradient(batches) for batches in sets.acting.values()]
     changes = _changes(acting, drawn, [sets.step_weights[name] for name in sets.drawn])
+    if full:
+        asked = [matrix.named(matrix.gradient(batches)) for batches in sets.references.values()]
+        return _products([matrix.flat(x) for x in full.solve(damping, asked)], changes), []
     answers, solved = [], []
     for name, batches in sets.references.items():
         watch(f"exact, all parameters, reference {name}")
