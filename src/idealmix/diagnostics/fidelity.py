@@ -185,7 +185,8 @@ def measure_fidelity(
         watch(f"the matrix of {matrix.size:,} parameters")
         full = Written(matrix)
         watch("one system by conjugate gradients")
-        solved.append(_checked(exact_layers(collector, mixture, guide, AGREED / 100), full, references[0]))
+        checked = guide.with_damping(rho * max(dampings))  # the best conditioned
+        solved.append(_checked(exact_layers(collector, mixture, checked, AGREED / 100), full, references[0]))
     for multiple in dampings:
         damped_guide = guide.with_damping(rho * multiple)
         exact: Exact | DenseExact = (
