@@ -139,3 +139,15 @@ VARIANTS = (
     "usual", "one round", "five rounds", "no tests", "no influence", "bare", "nulls", "joint is best",
     "volume is free", "many domains", "hostile",
 )  # fmt: skip
+
+
+def watched(browser: Any, width: int, scheme: str) -> tuple[Any, list[str], list[str]]:
+    """A page of a context of its own, what its console says (errors and dialogs too), and every address that it asks."""
+    page = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme).new_page()
+    said: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("dialog", lambda dialog: (said.append("a script ran"), dialog.dismiss()))
+    page.on("request", lambda request: asked.append(request.url))
+    return page, said, asked

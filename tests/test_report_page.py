@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_helpers import VARIANTS, sample, variant
+from report_helpers import VARIANTS, sample, variant, watched
 
 from idealmix.errors import InputError
 from idealmix.report import build, figures, write
@@ -167,14 +167,7 @@ def test_write(tmp_path: Path) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1440])
 def test_in_a_browser(browser: Any, tmp_path: Path, width: int, scheme: str) -> None:
-    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
-    page = context.new_page()
-    said: list[str] = []
-    asked: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("dialog", lambda dialog: (said.append("a script ran"), dialog.dismiss()))
-    page.on("request", lambda request: asked.append(request.url))
+    page, said, asked = watched(browser, width, scheme)
     for name in VARIANTS:
         file = tmp_path / f"{name.replace(' ', '-')}.html"
         file.write_text(build(variant(name)), encoding="utf-8")
@@ -191,7 +184,7 @@ def test_in_a_browser(browser: Any, tmp_path: Path, width: int, scheme: str) -> 
             ".map(e => e.outerHTML.slice(0, 80))"
         )
         assert lost == [], name
-    context.close()
+    page.context.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

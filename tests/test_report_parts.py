@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_helpers import sample, variant
+from report_helpers import sample, variant, watched
 from whatif_helpers import Run
 
 from idealmix.report import build, write
@@ -162,13 +162,7 @@ def test_rounds_one_after_the_other(page: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1440])
 def test_a_whole_run_at_every_width(browser: Any, tmp_path: Path, width: int, scheme: str) -> None:
-    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
-    page = context.new_page()
-    said: list[str] = []
-    asked: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
+    page, said, asked = watched(browser, width, scheme)
     file = write(Run(tmp_path / "run", 4, domains=6, references=4).folder)
     assert file.stat().st_size < 1_000_000
     page.goto(file.as_uri())
@@ -181,4 +175,4 @@ def test_a_whole_run_at_every_width(browser: Any, tmp_path: Path, width: int, sc
     assert not page.locator("#whatif-form").is_visible()
     assert page.locator("#whatif-rows").is_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    context.close()
+    page.context.close()
