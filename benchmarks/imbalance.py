@@ -30,7 +30,7 @@ from idealmix.data.pools import Pool, load_pool
 from idealmix.data.tokenise import Encoder
 from idealmix.influence_matrix import InfluenceMatrix
 from idealmix.influence_stage import measure
-from idealmix.rounds.loop import slopes_of
+from idealmix.rounds.evidence import slopes_of
 from idealmix.rounds.volume import Drawn, mean_volumes
 from idealmix.skills import base_model_path
 from idealmix.training.model import load_model, load_tokenizer

@@ -23,7 +23,7 @@ from benchmarks.planted import World, kept, mislabelled, skill
 from idealmix import config
 from idealmix.allocation import allocate
 from idealmix.diagnostics.noise import DomainRows, row_influence
-from idealmix.rounds.loop import slopes_of
+from idealmix.rounds.evidence import slopes_of
 from idealmix.rounds.volume import mean_volumes
 from idealmix.skills import REFERENCED
 

@@ -19,6 +19,7 @@ import argparse
 import json
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,15 @@ import torch
 from benchmarks.retrainings import BATCH_ROWS, Bed, Suite, train
 from idealmix import config
 from idealmix.allocation import allocate
+from idealmix.allocation.curves import Tried, fit
 from idealmix.data.pools import split_reference
 from idealmix.evaluation.loss import reference_loss
 from idealmix.influence_matrix import InfluenceMatrix
 from idealmix.influence_stage import measure
-from idealmix.rounds.loop import slopes_of
-from idealmix.skills import REFERENCED, SKILLS
+from idealmix.rounds.evidence import slopes_of
+from idealmix.skills import REFERENCED, SKILLS, base_model_path
 from idealmix.slopes import Slopes
+from idealmix.training.model import load_model
 
 SUITES = {
     31: dict.fromkeys(SKILLS, 1.0),
@@ -53,6 +56,8 @@ RULES = (
     "equalise:1",
     "equalise:3",
     "losses:3",
+    "curves:1",
+    "curves:3",
 )
 YARDSTICK = "equalise:3"
 POWER = 0.43  # of `losses`: its one exponent, the one behind `allocation.rules.RETURNS`
@@ -98,18 +103,38 @@ class Lab:
         losses.write_text(json.dumps(line), encoding="utf-8")
         return line, found
 
-    def step(self, rule: str, at: Record, matrix: InfluenceMatrix | None) -> dict[str, int]:
-        """The counts that a rule such as ``scaled:0.5`` goes to."""
+    def step(self, rule: str, seen: list[Record], matrix: InfluenceMatrix | None) -> dict[str, int]:
+        """The counts that a rule such as ``scaled:0.5`` goes to from the last of the trainings `seen`."""
         kind, m = rule.split(":")
+        at, weights, curves = (
+            seen[-1],
+            dict.fromkeys(seen[-1]["deciding"], 1 / len(seen[-1]["deciding"])),
+            None,
+        )
         if matrix is None:
             slopes = self._guess(at)
         else:
-            slopes = slopes_of(matrix, dict.fromkeys(matrix.references, 1 / len(matrix.references)))
+            slopes = slopes_of(matrix, weights)
+            if kind == "curves":
+                tried = [self._tried(one) for one in seen]
+                curves, why = fit(matrix, weights, self.base, tried, tried[-1])
+                if curves is None:
+                    raise RuntimeError(f"no curves: {why}")
         settings = config.Allocation.model_validate(
             {"rule": "equalise" if kind == "losses" else kind, "m": float(m), "gate": False}
         )
         sizes = {name: len(pool) for name, pool in self.bed.domains.items()}
-        return allocate(at["counts"], sizes, self.bed.row_tokens, slopes, settings).counts
+        return allocate(at["counts"], sizes, self.bed.row_tokens, slopes, settings, curves=curves).counts
+
+    @cached_property
+    def base(self) -> dict[str, float]:
+        """Losses on the deciding halves before any training."""
+        model = load_model(base_model_path(), "float32").eval()
+        return {name: reference_loss(model, pool).mean for name, pool in self.deciding.items()}
+
+    def _tried(self, record: Record) -> Tried:
+        volumes = {name: rows * self.bed.row_tokens[name] for name, rows in record["counts"].items()}
+        return Tried(volumes, record["deciding"])
 
     def _guess(self, at: Record) -> Slopes:
         names = list(at["counts"])
@@ -122,13 +147,14 @@ class Lab:
 
 def play(lab: Lab, rule: str, rounds: int) -> list[float]:
     """Mean test loss at the start and after each step."""
-    counts, path = lab.start, []
+    counts, path, seen = lab.start, [], []
     for number in range(rounds + 1):
         asks = number < rounds and not rule.startswith("losses")
         at, matrix = lab.trained(counts, influence=asks)
         path.append(_mean(at))
+        seen.append(at)
         if number < rounds:
-            counts = lab.step(rule, at, matrix)
+            counts = lab.step(rule, seen, matrix)
     return path
 
 

@@ -31,6 +31,21 @@ def test_outcomes_are_one_sided_tests():
     assert decide(Difference(-1.83, 1.0, 10)).p == pytest.approx(0.0486, abs=2e-4)
 
 
+def test_the_lower_of_two_losses_is_kept_where_leaning_is_asked_for():
+    for value, outcome in (
+        (-1.83, "better"),
+        (-1.79, "leaning"),
+        (0.0, "undecided"),
+        (1.79, "undecided"),
+        (1.83, "worse"),
+    ):
+        decision = decide(Difference(value, 1.0, 10), lean=True)
+        assert (decision.outcome, decision.kept) == (outcome, value < 0)
+    assert "may be chance" in decide(Difference(-1.0, 1.0, 10), lean=True).reason
+    limit = {"chat": (Difference(0.1, 0.01, 30), 0.02)}
+    assert decide(Difference(-1.0, 1.0, 10), limit, lean=True).outcome == "worse"
+
+
 def test_a_broken_limit_counts_as_worse_only_when_it_is_sure():
     good = Difference(-1.0, 0.01, 30)
     sure = {"chat": (Difference(0.1, 0.01, 30), 0.02), "law": (Difference(0.01, 0.01, 30), 0.02)}

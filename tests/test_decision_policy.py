@@ -61,6 +61,16 @@ def test_undecided_keeps_the_incumbent_and_lets_the_lean_choose_m():
     assert "leans the wrong way" in bad.reason
 
 
+def test_what_leans_is_the_next_start_and_still_a_round_without_improvement():
+    proposed = propose(begin(), step(begin(), dict.fromkeys(NAMES, 1000)))
+    kept = next_step(proposed, decide(LEANS_WELL, lean=True))
+    assert (kept.best, kept.action, kept.m, kept.failures) == (1, "measure", pytest.approx(0.2), 1)
+    assert kept.reason == "m stays 0.2."
+    last = replace(proposed, patience=0)
+    ended = next_step(last, decide(LEANS_WELL, lean=True))
+    assert (ended.best, ended.action) == (1, "end")
+
+
 def test_a_broken_limit_is_worse():
     proposed = propose(begin(), step(begin(), dict.fromkeys(NAMES, 1000)))
     broken = decide(BETTER, {"chat": (Difference(0.5, 0.01, 30), 0.0)})

@@ -20,7 +20,7 @@ def losses(sizes: dict[str, float]):
 def test_one_step_finds_the_best_mixture_whatever_the_scale_of_influence(tmp_path, wrong):
     sizes = {"maths": 0.9, "code": 0.5, "law": 0.25}
     world = World(losses(sizes), wrong=wrong, slope_error=(1e-4, 1e-4), untrained=9.0)
-    story, result = world.run(tmp_path, tuple(sizes), rounds=2)
+    story, result = world.run(tmp_path, tuple(sizes), rounds=2, rule="equalise")
     best = np.array(list(sizes.values())) ** RETURNS
     counts = np.array([result["rounds"][1]["counts"][name] for name in sizes])
     assert counts / counts.sum() == pytest.approx(best / best.sum(), abs=0.002)
@@ -39,7 +39,7 @@ def test_what_nobody_asks_for_shrinks_to_a_quarter_in_one_step(tmp_path):
 def test_after_a_rejected_step_the_next_is_shorter_though_m_did_not_bound_it(tmp_path):
     """The rule's own step lies within m = 3: half of m would not change it."""
     sizes = {"maths": 0.9, "code": 0.8}
-    story, _ = World(losses(sizes), untrained=9.0).run(tmp_path, tuple(sizes), rounds=2)
+    story, _ = World(losses(sizes), untrained=9.0).run(tmp_path, tuple(sizes), rounds=2, rule="equalise")
     step, decision = story.rounds[0].allocation, story.rounds[1].decision
     assert step is not None
     assert decision is not None

@@ -14,12 +14,13 @@ from report_helpers import sample
 
 from idealmix import config as schema
 from idealmix.allocation import allocate
+from idealmix.allocation.curves import Tried, fit
 from idealmix.errors import InputError
 from idealmix.evaluation.objective import objective_gradient
 from idealmix.influence_matrix import InfluenceMatrix
 from idealmix.moments import Moments, Rows
+from idealmix.rounds.evidence import slopes_of
 from idealmix.rounds.folder import write_json
-from idealmix.rounds.loop import slopes_of
 from idealmix.rounds.volume import Drawn, mean_volumes
 from idealmix.slopes import Limit
 from idealmix.volumes import fill, whole_rows
@@ -67,10 +68,13 @@ class Run:
         self.matrix = _matrix(rng, self.names, self.references, centred=hold)
         self.start = {name: int(rng.integers(20, len(pool))) for name, pool in self.pools.items()}
         self.losses = {q: float(rng.uniform(0.5, 2)) for q in self.references}
+        self.base = {q: mean * float(rng.uniform(1.2, 5)) for q, mean in self.losses.items()}
+        self.rule = self.config.allocation.rule
         self.drawn = Drawn(self.pools, unit, seed)
         self.amount = self.drawn.amount(self.start)
         weights = {q: source.weight for q, source in self.config.references.items()}
         step = self.step(weights, self.config.allocation, self.amount)
+        self.rule = step.rule  # the page goes by the run's: equalise where it had no curves
         self._write(step)
 
     def step(self, weights: Mapping[str, float], settings: schema.Allocation, budget: int) -> Any:
@@ -98,7 +102,11 @@ class Run:
             Limit(q, slopes_of(self.matrix, {q: 1.0}), limit.max_increase + 0.0001)
             for q, limit in self.config.constraints.items()
         ]
-        step = allocate(counts, sizes, per_row, slopes, settings, m=settings.m, limits=limits)
+        curves = None
+        if self.rule == "curves":
+            start = Tried({name: n * per_row[name] for name, n in self.start.items()}, self.losses)
+            curves, _ = fit(self.matrix, gradient, self.base, [start], start)
+        step = allocate(counts, sizes, per_row, slopes, settings, m=settings.m, limits=limits, curves=curves)
         self.limited += "beyond what it may still lose" in step.reason
         return self.drawn.hold(step, budget, settings.max_repeats) if settings.budget.hold else step
 

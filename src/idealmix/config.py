@@ -195,16 +195,19 @@ class Allocation(Settings):
     """How counts follow from influence."""
 
     budget: Budget = Field(Budget(), description="what stays equal between mixtures")
-    rule: Literal["equalise", "scaled", "exponentiated"] = Field(
-        default_factory=lambda known: "equalise" if known["budget"].hold else "scaled",
-        description="equalise: towards equal gains for each unit of a held budget (its default); scaled: beta_i = - m slope_i / max |slope|, "
+    rule: Literal["curves", "equalise", "scaled", "exponentiated"] = Field(
+        default_factory=lambda known: "curves" if known["budget"].hold else "scaled",
+        description="curves: to the best mixture within reach along learning curves fitted to all losses so far, influence saying who helps whom "
+        "(the default of a held budget); equalise: towards equal gains for each unit of a held budget, by one power law; scaled: beta_i = - m slope_i / max |slope|, "
         "the paper's (the default of a free volume); exponentiated: shares times exp(- eta dL/dshare)",
     )
     m: float = Field(
-        default_factory=lambda known: {"equalise": 3.0, "scaled": 0.15, "exponentiated": 1.0}[known["rule"]],
+        default_factory=lambda known: {"curves": 3.0, "equalise": 3.0, "scaled": 0.15, "exponentiated": 1.0}[
+            known["rule"]
+        ],
         gt=0,
         allow_inf_nan=False,
-        description="largest relative change of a domain in one round; by default 3 for equalise (a domain at most grows to four "
+        description="largest relative change of a domain in one round; by default 3 for curves and equalise (a domain at most grows to four "
         "times, or shrinks to a quarter), 0.15 for scaled, 1 for exponentiated",
     )
     start: Literal["natural", "uniform"] | dict[str, int] = Field(
@@ -218,6 +221,11 @@ class Allocation(Settings):
     )
     max_repeats: int = Field(4, gt=0, description="largest number of times that one row is drawn")
     gate: bool = Field(True, description="move only what stands out of its standard error")
+    keep: Literal["leaning", "better"] = Field(
+        "leaning",
+        description="which mixture the next step starts from, and which is taken in the end. leaning: the one that measured lowest, even where the "
+        "difference may be chance (and says so); better: only one that stands out of its error",
+    )
     rounds: int = Field(3, gt=0, description="trainings of the loop, round 0 included")
     patience: int = Field(
         1, ge=0, description="rounds in a row without improvement that are borne; one more ends the loop"

@@ -261,16 +261,16 @@ def _cross_checks(config: Config) -> Iterator[Problem]:
             ("influence", "response"),
             f"{response!r} works in ekfac's or kfac's eigenbasis; curvature is {config.influence.curvature!r}",
         )
-    if allocation.rule == "equalise" and config.method != "ideal-paper":
+    if allocation.rule in ("curves", "equalise") and config.method != "ideal-paper":
         if not allocation.budget.hold:
             yield (
                 ("allocation", "rule"),
-                "equalise shares out a held budget; set budget.hold to true, or rule: scaled",
+                f"{allocation.rule} shares out a held budget; set budget.hold to true, or rule: scaled",
             )
         if config.influence.centred is False:
             yield (
                 ("influence", "centred"),
-                "allocation.rule equalise needs the influence of a held budget; leave this at auto, or set allocation.rule to scaled",
+                f"allocation.rule {allocation.rule} needs the influence of a held budget; leave this at auto, or set allocation.rule to scaled",
             )
     if config.search and not config.allocation.budget.hold:
         yield (

@@ -1,7 +1,7 @@
 """What a round showed, and what to do next.
 
 Flows in: the paired difference of the objective between a trained mixture and the best so far, with its errors; the
-allocations that led there. Flows out: a ``Decision`` (better, worse, undecided) and the next ``LoopState``. Pure:
+allocations that led there. Flows out: a ``Decision`` (better, leaning, worse, undecided) and the next ``LoopState``. Pure:
 the same inputs give the same states, so a resumed run replays exactly; both go to JSON and back.
 
 What an undecided round should be followed by
@@ -32,7 +32,8 @@ from scipy.special import stdtrit
 from idealmix.allocation import Allocation
 from idealmix.certainty import LEVEL, finite_dof, p_below, p_text, satterthwaite
 
-Outcome = Literal["better", "worse", "undecided"]
+Outcome = Literal["better", "leaning", "worse", "undecided"]
+KEPT: tuple[Outcome, ...] = ("better", "leaning")
 Action = Literal["measure", "allocate", "train", "end"]
 
 GROW, DOUBLE, HALVE = 1.5, 2.0, 0.5
@@ -75,7 +76,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Decision:
-    """A round's outcome. `se`, `dof`: combined; `p`: one-sided for "better" (small: better; near 1: worse)."""
+    """A round's outcome; better and leaning are kept. `se`, `dof`: combined; `p`: one-sided for "better" (small: better; near 1: worse)."""
 
     outcome: Outcome
     value: float
@@ -84,6 +85,11 @@ class Decision:
     p: float
     violated: tuple[str, ...]
     reason: str
+
+    @property
+    def kept(self) -> bool:
+        """Whether the mixture is the new incumbent."""
+        return self.outcome in KEPT
 
     def to_json(self) -> dict[str, Any]:
         """Plain types."""
@@ -96,17 +102,22 @@ class Decision:
 
 
 def decide(
-    objective: Difference, constraints: Mapping[str, tuple[Difference, float]] | None = None
+    objective: Difference,
+    constraints: Mapping[str, tuple[Difference, float]] | None = None,
+    *,
+    lean: bool = False,
 ) -> Decision:
-    """The three outcomes of a round: one-sided 5% t tests of the objective's paired difference.
+    """The outcome of a round: one-sided 5% t tests of the objective's paired difference.
 
     Better: significantly below zero. Worse: significantly above, or a constrained reference set's loss rose from
-    the base round's by significantly more than its ``max_increase``. Otherwise undecided. Each comparison has its
-    own 5%: of two equal mixtures, one in twenty is kept.
+    the base round's by significantly more than its ``max_increase``. Otherwise leaning, if the difference is below zero and
+    `lean` asks for it: the lower of two measured losses is more likely than not the lower one, and where they are equal nothing is
+    lost by either. Otherwise undecided. Each comparison has its own 5%.
 
     Args:
         objective: this round's objective minus the incumbent's, on the deciding halves.
         constraints: by reference set, this round's loss minus round 0's and the largest accepted rise.
+        lean: keep what measured lower, whether or not it stands out of its error.
     """
     se, dof = objective.error()
     p = p_below(objective.value, se, dof)
@@ -135,6 +146,12 @@ def decide(
         outcome, reason = (
             "worse",
             f"Worse: the objective changed by {measured} (one-sided p = {p_text(1 - p)}{caveat}).",
+        )
+    elif lean and objective.value < 0:
+        outcome = "leaning"
+        reason = (
+            f"Lower, and kept, though it may be chance: the objective changed by {measured} (one-sided p = {p_text(p)}{caveat}). "
+            f"{_what_a_replicate_would_do(objective)}"
         )
     else:
         outcome = "undecided"
@@ -276,7 +293,8 @@ def propose(state: LoopState, allocation: Allocation) -> LoopState:
 def next_step(state: LoopState, decision: Decision) -> LoopState:
     """After the proposed mixture was trained and decided on.
 
-    Better: it is the incumbent, and m grows by half up to `largest_m`. Worse: the incumbent stays, m is halved.
+    Better: it is the incumbent, and m grows by half up to `largest_m`. Leaning: it is the incumbent, m stays, and it counts as a round
+    without improvement. Worse: the incumbent stays, m is halved.
     Undecided: the incumbent stays; m doubles if the difference leans the predicted way, else, or where it is at its bound,
     it is halved (see the module). A domain whose kept moves turned round twice (up, down, up) shows that steps overshoot: m is halved
     instead of growing. The loop ends with `rounds` or with patience.
@@ -306,6 +324,10 @@ def next_step(state: LoopState, decision: Decision) -> LoopState:
             else f"m stays at its bound {m:.3g}."
         )
         return _ended(replace(now, m=m), said)
+    if decision.outcome == "leaning":
+        kept, _ = _with_signs(state.signs or {}, signs)
+        now = replace(now, best=now.round, failures=state.failures + 1, signs=kept, action="measure")
+        return _ended(now, f"m stays {state.m:.3g}.")
     now = replace(now, failures=state.failures + 1, action="allocate")
     back = (
         f"Back to round {state.best}: "

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from idealmix.allocation.curves import Curves
+
 
 @dataclass(frozen=True)
 class Move:
@@ -26,7 +28,10 @@ class Move:
 
 @dataclass(frozen=True)
 class Allocation:
-    """New counts, and why. `predicted`: first-order change of the objective, before any calibration."""
+    """New counts, and why. `predicted`: first-order change of the objective, before any calibration.
+
+    `curves`: what the rule ``curves`` went by.
+    """
 
     rule: str
     m: float
@@ -36,6 +41,7 @@ class Allocation:
     predicted: float
     moves: dict[str, Move]
     reason: str
+    curves: Curves | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -49,10 +55,13 @@ class Allocation:
 
     def to_json(self) -> dict[str, Any]:
         """Plain types, for ``allocation.json`` and ``result.json``."""
-        return {**asdict(self), "equilibrium": self.equilibrium}
+        curves = self.curves.to_json() if self.curves else None
+        return {**asdict(self), "curves": curves, "equilibrium": self.equilibrium}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Allocation:
         """The inverse of `to_json`."""
         fields = {k: v for k, v in data.items() if k != "equilibrium"}
-        return cls(**{**fields, "moves": {name: Move(**move) for name, move in data["moves"].items()}})
+        moves = {name: Move(**move) for name, move in data["moves"].items()}
+        curves = Curves.from_json(data["curves"]) if data.get("curves") else None
+        return cls(**{**fields, "moves": moves, "curves": curves})

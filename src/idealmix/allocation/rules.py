@@ -1,6 +1,6 @@
 """The rules: how far each mover wants to go, before budget, bounds and limits.
 
-Flows in: the movers' slopes, their shares of the budget, m. Flows out: relative changes of volume, beta (D,), 0 for all
+Flows in: the movers' slopes, their shares of the budget, m; for ``curves`` the gains at other volumes. Flows out: relative changes of volume, beta (D,), 0 for all
 others. No rule asks a domain to grow by more than m, or to shrink by more than m (``scaled``) or m / (1 + m).
 
 A slope is by beta, the log of a volume. What a held budget buys is told by slope / share, the loss's derivative by share: of
@@ -9,6 +9,7 @@ two domains with equal slopes the smaller one gains as much for fewer tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -16,14 +17,27 @@ import numpy as np
 from idealmix.slopes import Mask
 from idealmix.volumes import Array, fill
 
-Rule = Literal["scaled", "exponentiated", "equalise"]
+Rule = Literal["curves", "scaled", "exponentiated", "equalise"]
 
 RETURNS = 0.7
 """1 / (1 + p) with p = 0.43: how losses fall with a domain's volume (`equalise`)."""
 
+LEAST = 1e-12
+"""Of a gain over the mean, in `curves`: what gains nothing takes what the others' bounds leave."""
+TURNS = 300
+"""Of the iteration of `curves`: a dozen where domains serve different capabilities, more where they serve the same one."""
 
-def wanted(rule: Rule, slope: Array, share: Array, movers: Mask, m: float, whole: float) -> Array:
-    """The changes that a rule asks for, (D,).
+
+def wanted(
+    rule: Rule,
+    slope: Array,
+    share: Array,
+    movers: Mask,
+    m: float,
+    whole: float,
+    gains: Callable[[Array], Array] | None = None,
+) -> Array:
+    """The changes that a rule asks for, (D,): of the movers, and with `curves` of the rest where all movers pull the same way.
 
     Args:
         slope: the loss's slope by beta, with the budget held where it is (NaN allowed where nothing moves).
@@ -31,19 +45,25 @@ def wanted(rule: Rule, slope: Array, share: Array, movers: Mask, m: float, whole
         movers: whose slope stands out of its error.
         m: largest relative change.
         whole: the loss's slope when all domains grow alike and nothing gives way (only `equalise` asks).
+        gains: what one more unit of each domain takes off the loss, (D,), at relative changes (D,) of all volumes (only `curves` asks).
     """
     beta = np.zeros(len(slope))
     if not movers.any():
         return beta
-    steps = {"scaled": _scaled, "exponentiated": _exponentiated}
-    if rule == "equalise":
+    if rule == "curves":
+        if gains is None:
+            raise ValueError("the rule curves needs gains")
+        beta = _along(gains, slope, share, movers, m)
+    elif rule == "equalise":
         beta[movers] = _equalise(slope[movers], share[movers], m, whole)
+    elif rule == "scaled":
+        beta[movers] = _scaled(slope[movers], m)
     else:
-        beta[movers] = steps[rule](slope[movers], share[movers], m)
+        beta[movers] = _exponentiated(slope[movers], share[movers], m)
     return beta
 
 
-def _scaled(slope: Array, _share: Array, m: float) -> Array:
+def _scaled(slope: Array, m: float) -> Array:
     """beta_i = - m slope_i / max |slope| (IDEAL, arXiv 2505.12762, section 4.1)."""
     return -m * (slope / np.max(np.abs(slope)))
 
@@ -75,3 +95,27 @@ def _equalise(slope: Array, share: Array, m: float, whole: float) -> Array:
     if grows.all() or not grows.any():  # it will trade with the rest
         return np.clip(factor, 1 / (1 + m), 1 + m) - 1
     return fill(share * factor, share / (1 + m), share * (1 + m), float(share.sum())) / share - 1
+
+
+def _along(gains: Callable[[Array], Array], slope: Array, share: Array, movers: Mask, m: float) -> Array:
+    """To the mixture of equal gains along the curves, within factors 1 + m up or down: the curves' best within reach.
+
+    `equalise` jumps there by one power law for all; this walks: volumes times (gain / mean gain)^1/2, again and again, which comes to
+    rest where the gains of all that are not at a bound are equal. Movers trade with each other; where all pull the
+    same way, with the rest, which moves as one.
+    """
+    grows = slope[movers] < 0
+    rest = ~movers & (share > 0) if grows.all() or not grows.any() else np.zeros(len(share), dtype=bool)
+    free = movers | rest
+    low, high, total = share[free] / (1 + m), share[free] * (1 + m), float(share[free].sum())
+    factor = np.ones(len(share))
+    for _ in range(TURNS):
+        gain = gains(factor - 1)
+        if rest.any():
+            gain[rest] = gain[rest] @ share[rest] / share[rest].sum()
+        mean = float(gain[free] @ (share * factor)[free]) / total
+        if not mean > 0:
+            break
+        pull = np.sqrt(np.clip(gain[free] / mean, LEAST, None))
+        factor[free] = fill((share * factor)[free] * pull, low, high, total) / share[free]
+    return factor - 1

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from idealmix import config
+from idealmix.allocation.curves import Curves
 from idealmix.allocation.inputs import per_domain, weights
 from idealmix.allocation.outcome import Allocation, Move
 from idealmix.allocation.rules import wanted
@@ -32,6 +33,7 @@ def allocate(
     limits: Sequence[Limit] = (),
     calibration: float = 1.0,
     amount: float | None = None,
+    curves: Curves | None = None,
 ) -> Allocation:
     """One step from the current counts along the objective's slopes.
 
@@ -56,6 +58,7 @@ def allocate(
         calibration: measured over predicted change of earlier steps (``LoopState.calibration``); scales the
             predictions that the limits are held against, nothing else.
         amount: the budget, in its unit; None: what `counts` amount to.
+        curves: fitted at these counts, for the rule ``curves``; without them ``equalise`` takes its place.
 
     Raises:
         InputError: bounds that cannot hold together (by how much).
@@ -77,7 +80,9 @@ def allocate(
     notes = ["stays: its influence's error is not known" if u else note for u, note in zip(unknown, notes)]
     movers = ~np.isnan(slope) & ~gated & (slope != 0)
     share = volume / max(float(volume.sum()), 1e-300)
-    beta = wanted(settings.rule, slope, share, movers, m, slopes.whole)
+    rule = "equalise" if settings.rule == "curves" and curves is None else settings.rule
+    gains = None if curves is None else lambda change: curves.gains((1 + change) * volume)
+    beta = wanted(rule, slope, share, movers, m, slopes.whole, gains)
     turned = beta * np.nan_to_num(slope) > 0
     notes = [f"{note}, but much less than of the others" if t else note for t, note in zip(turned, notes)]
 
@@ -118,7 +123,7 @@ def allocate(
     }
     moves = {name: moves[name] for name in counts}
     return Allocation(
-        rule=settings.rule,
+        rule=rule,
         m=float(m),
         unit=settings.budget.unit,
         amount_before=float(volume.sum()),
@@ -128,6 +133,7 @@ def allocate(
         reason=reason_of(
             moves, [name for name, u in zip(names, unknown) if u], movers, beta, change, hold, said
         ),
+        curves=curves if rule == "curves" else None,
     )
 
 

@@ -22,7 +22,7 @@ def note_of(
         if beta and abs(change) <= 1e-9 * max(volume, 1.0):
             return f"{note}, but a bound, a limit or the lack of a partner keeps it"
         return f"{note}, by less than a row" if beta else note
-    if beta == 0:
+    if beta == 0 or note.startswith("stays: "):
         note = note.removeprefix("stays: ") + "; trades with the movers"
     elif beta * change < 0:
         note += ", but less than of the others, and the budget is held"
@@ -65,7 +65,7 @@ def reason_of(
     kept = [name for name in moves if name not in changed]
     if kept:
         text += f"; {', '.join(kept)} keep{'s its count' if len(kept) == 1 else ' their counts'}"
-    partners = int(np.sum((beta == 0) & (change != 0)))
+    partners = int(np.sum(~movers & (change != 0)))
     if hold and partners:
         one = int(movers.sum()) == 1
         text += f"; {'the one mover trades' if one else 'all movers pull the same way, so they trade'} with the rest"

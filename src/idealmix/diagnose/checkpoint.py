@@ -26,10 +26,11 @@ from idealmix.evaluation.set_loss import SetLoss
 from idealmix.influence_matrix import InfluenceMatrix
 from idealmix.influence_rows import Measured
 from idealmix.influence_stage import measure_rows
+from idealmix.rounds.evidence import slopes_of
 from idealmix.rounds.folder import RunFolder, read_json
 from idealmix.rounds.goal import Goal
 from idealmix.rounds.inputs import Inputs, load_inputs
-from idealmix.rounds.loop import claim, slopes_of, start_mixture_counts
+from idealmix.rounds.loop import claim, start_mixture_counts
 from idealmix.rounds.phases import Phases, device, memory_errors
 from idealmix.rounds.team import Team
 from idealmix.rounds.volume import Drawn, mean_volumes

@@ -179,7 +179,7 @@ const Allocation = (() => {
 
   // --- allocation/rules.py ----------------------------------------------------------------------------------------
 
-  const RETURNS = 0.7;
+  const RETURNS = 0.7, TURNS = 300, LEAST = 1e-12;
 
   /** The changes that the movers ask for, of their slopes and shares. */
   const rules = {
@@ -200,6 +200,31 @@ const Allocation = (() => {
       return fill(at(i => factor[i]), at(() => 1 / (1 + m)), at(() => 1 + m), sum(share)).map((x, i) => x / share[i] - 1);
     },
   };
+
+  /** What one more unit of each domain takes off the loss, of weights w, by the fitted curves at a volume. */
+  function gainsOf(curves, w, volume) {
+    const steep = curves.pull.map((pull, q) =>
+      w[q] * curves.base[q] * curves.power[q] * Math.pow(1 + Math.max(dot(pull, volume), 0), -curves.power[q] - 1));
+    return volume.map((_, i) => sum(steep.map((s, q) => s * curves.pull[q][i])));
+  }
+
+  /** Changes of all domains, to equal gains along the curves. */
+  function along(gains, slope, share, moves, m) {
+    const one = moves.every((mover, i) => !mover || slope[i] < 0) || moves.every((mover, i) => !mover || !(slope[i] < 0));
+    const rest = moves.map((mover, i) => !mover && share[i] > 0 && one), free = moves.map((mover, i) => mover || rest[i]);
+    const picked = xs => xs.filter((_, i) => free[i]), whole = sum(picked(share)), inRest = share.map((s, i) => rest[i] ? s : 0);
+    let factor = share.map(() => 1);
+    for (let turn = 0; turn < TURNS; turn++) {
+      let gain = gains(factor);
+      if (rest.some(x => x)) { const joined = dot(gain, inRest) / sum(inRest); gain = gain.map((g, i) => rest[i] ? joined : g); }
+      const now = share.map((s, i) => s * factor[i]), mean = dot(picked(gain), picked(now)) / whole;
+      if (!(mean > 0)) break;
+      const wanted = now.map((x, i) => x * Math.sqrt(Math.max(gain[i] / mean, LEAST)));
+      const filled = fill(picked(wanted), picked(share).map(s => s / (1 + m)), picked(share).map(s => s * (1 + m)), whole);
+      factor = factor.map((f, i) => free[i] ? filled.shift() / share[i] : f);
+    }
+    return factor.map(f => f - 1);
+  }
 
   // --- allocation/step.py -----------------------------------------------------------------------------------------
 
@@ -262,8 +287,14 @@ const Allocation = (() => {
     const moves = slope.map((s, i) => !Number.isNaN(s) && !gated[i] && s !== 0);
     const volume = n.map((x, i) => x * weight[i]), movers = xs => xs.filter((_, i) => moves[i]);
     let total = sum(volume);
-    const share = volume.map(x => x / total), asked = rules[data.rule](movers(slope), movers(share), choice.m, dot(w, at.whole));
-    const beta = moves.map(mover => mover ? asked.shift() : 0);
+    const share = volume.map(x => x / total);
+    let beta = volume.map(() => 0);
+    if (at.rule === "curves" && moves.some(x => x))
+      beta = along(factor => gainsOf(at.curves, w, volume.map((x, i) => x * factor[i])), slope, share, moves, choice.m);
+    else if (moves.some(x => x)) {
+      const asked = rules[at.rule](movers(slope), movers(share), choice.m, dot(w, at.whole));
+      beta = moves.map(mover => mover ? asked.shift() : 0);
+    }
     if (!data.hold) total = sum(volume.map((x, i) => clip((1 + beta[i]) * x, 0, choice.max_repeats * data.sizes[i] * weight[i])));
     let [lower, upper] = rowBounds(data, choice, total, data.hold);
     lower = lower.map((x, i) => Math.min(x, n[i])); upper = upper.map((x, i) => Math.max(x, n[i]));

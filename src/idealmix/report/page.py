@@ -16,6 +16,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from idealmix.decision import KEPT
 from idealmix.errors import InputError
 from idealmix.report import comparison, figures, words
 from idealmix.report.layers import layers
@@ -157,7 +158,7 @@ def _losses(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         for r, e in zip(rounds, each):
             value = None if e is None else e.get("value", e.get("mean"))
             if value is not None:
-                kept = r["decision"] in ("start", "better")
+                kept = r["decision"] in ("start", *KEPT)
                 label = "joint" if r["index"] == 0 else f"round {r['index']}"
                 points.append(
                     figures.Point(label, value, words.half_width(e.get("se")), kept, r["index"] == best)

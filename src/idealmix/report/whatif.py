@@ -17,6 +17,7 @@ import yaml
 from pydantic import ValidationError
 
 from idealmix import config as schema
+from idealmix.allocation.curves import Curves
 from idealmix.errors import InputError
 from idealmix.influence_matrix import InfluenceMatrix, Kind
 from idealmix.rounds.folder import read_json
@@ -100,7 +101,6 @@ def _common(
         "per_row": [total / n for total, n in zip(totals, rows)],
         "unit": unit,
         "hold": allocation.budget.hold,
-        "rule": allocation.rule,
         "amount": drawn["amount"],
         "drawn": [drawn["domains"][name] for name in names],
         "first_m": allocation.m,
@@ -144,6 +144,16 @@ def _limits(
     return {"limits": limits, "calibration": min(max(scale, 1e-3), 1.0)}
 
 
+def _curves(curves: Curves, names: list[str], references: list[str]) -> dict[str, Any]:
+    """The curves in the page's order of reference sets and domains."""
+    q, d = (
+        [has.index(name) for name in wanted]
+        for has, wanted in ((curves.references, references), (curves.domains, names))
+    )
+    pull = np.array(curves.pull)[np.ix_(q, d)]
+    return {"base": [curves.base[i] for i in q], "power": [curves.power[i] for i in q], "pull": pull.tolist()}
+
+
 def _bound(bound: float | Mapping[str, float], names: list[str], default: float) -> list[float]:
     return [bound.get(n, default) if isinstance(bound, Mapping) else bound for n in names]
 
@@ -170,8 +180,11 @@ def _round(of_round: Mapping[str, Any], result: Mapping[str, Any], names: list[s
         found = np.einsum("is,qst,it->iq", np.nan_to_num(K), moments.reference[rows], np.nan_to_num(K))
         by_reference.append(found.tolist())
     alone = replace(matrix, centred=False).entries("drawn").value[rows]
+    curves = of_round["allocation"].get("curves")
     return {
         "index": of_round["index"],
+        "rule": of_round["allocation"]["rule"],
+        "curves": curves and _curves(Curves.from_json(curves), names, list(result["references"])),
         "whole": np.nansum(alone, axis=1).tolist(),  # of each reference set, when all domains grow alike
         "counts": [int(of_round["counts"][name]) for name in names],
         "m": float(of_round["allocation"]["m"]),

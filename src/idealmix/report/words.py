@@ -27,6 +27,7 @@ OBJECTIVES = {
 DECISIONS = {
     "start": "the start",
     "better": "kept: better than the best so far",
+    "leaning": "kept: measured lower than the best so far, which may be chance",
     "worse": "rejected: worse than the best so far",
     "undecided": "not kept: cannot be told from the best so far",
 }

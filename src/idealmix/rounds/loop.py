@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from idealmix import configfile
@@ -22,6 +21,7 @@ from idealmix.decision import Decision, LoopState, decide, next_step, propose
 from idealmix.errors import InputError
 from idealmix.influence_matrix import InfluenceMatrix
 from idealmix.rounds import result, tables
+from idealmix.rounds.evidence import curves, limits, objective_slopes
 from idealmix.rounds.folder import RunFolder, write_json, write_text
 from idealmix.rounds.goal import Goal
 from idealmix.rounds.inputs import Inputs, load_inputs
@@ -30,7 +30,6 @@ from idealmix.rounds.signatures import signatures
 from idealmix.rounds.team import Team
 from idealmix.rounds.volume import Drawn, mean_volumes
 from idealmix.rounds.watch import Watch
-from idealmix.slopes import Limit, Slopes
 
 SEED_STRIDE = 1_000_003
 """Seeds of round 0's replicates lie this far apart, so that a run with the next seed does not repeat them."""
@@ -168,6 +167,7 @@ def tell(config: Config, inputs: Inputs, phases: Phases, watch: Watch) -> Story:
             watch.table(*tables.influence_table(best.influence))
             for warning in best.influence.warnings:
                 watch.warn(warning)
+        found, why = curves(story, best, per_row) if allocation.rule == "curves" else (None, "")
         step = allocate(
             best.mixed.mixture.counts,
             sizes,
@@ -175,9 +175,13 @@ def tell(config: Config, inputs: Inputs, phases: Phases, watch: Watch) -> Story:
             objective_slopes(goal, best, drawn_only=paper),
             allocation,
             m=state.m,
-            limits=[] if paper else _limits(story, best),
+            limits=[] if paper else limits(story, best),
             calibration=state.calibration,
+            curves=found,
         )
+        if why and not step.equilibrium:
+            story.warnings.append(f"round {last.index}: the rule equalise takes the place of curves: {why}")
+            watch.warn(story.warnings[-1])
         if allocation.budget.hold:
             step = drawn.hold(step, amount, allocation.max_repeats)
         state = propose(state, step)
@@ -231,38 +235,6 @@ def _train_round(
     return Round(index, m, mixed, trained, phases.evaluate(where, trained))
 
 
-def objective_slopes(goal: Goal, at: Round, *, drawn_only: bool) -> Slopes:
-    """The objective's slope by domain at a trained round, on unused and on drawn rows.
-
-    Args:
-        drawn_only: the paper's: gradients of the rows that were trained on, for growth too.
-    """
-    if at.influence is None:
-        raise RuntimeError("influence is measured before it is used")
-    slopes = slopes_of(at.influence, goal.gradient(at.evaluated.deciding))
-    if not drawn_only:
-        return slopes
-    none = np.full(len(slopes.domains), np.nan)
-    return replace(slopes, growth=none, growth_se=none, growth_dof=none)
-
-
-def slopes_of(matrix: InfluenceMatrix, weights: Mapping[str, float]) -> Slopes:
-    """A weighted sum of the matrix's rows, with errors that know the references' covariance."""
-    unused, drawn = (matrix.weighted(weights, rows=rows) for rows in ("unused", "drawn"))
-    by_domain = replace(matrix, centred=False).weighted(weights, rows="drawn").value
-    return Slopes(matrix.domains, *map(np.asarray, (*unused, *drawn)), whole=float(np.nansum(by_domain)))
-
-
-def _limits(story: Story, at: Round) -> list[Limit]:
-    """What each constrained reference set may still lose, and its own slopes."""
-    limits = []
-    for name, constraint in story.config.constraints.items():
-        risen = story.goal.rise(name, at.evaluated.deciding).value
-        if at.influence is not None:
-            limits.append(Limit(name, slopes_of(at.influence, {name: 1.0}), constraint.max_increase - risen))
-    return limits
-
-
 def judge(story: Story, incumbent: Round, new: Round) -> Decision:
     """Whether a new round is better than the incumbent, within the constraints."""
     losses = new.evaluated.deciding
@@ -270,7 +242,8 @@ def judge(story: Story, incumbent: Round, new: Round) -> Decision:
         name: (story.goal.rise(name, losses), constraint.max_increase)
         for name, constraint in story.config.constraints.items()
     }
-    return decide(story.goal.difference(losses, incumbent.evaluated.deciding), constraints)
+    lean = story.config.allocation.keep == "leaning"
+    return decide(story.goal.difference(losses, incumbent.evaluated.deciding), constraints, lean=lean)
 
 
 def _sizes(inputs: Inputs) -> dict[str, int]:

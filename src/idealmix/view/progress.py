@@ -78,7 +78,7 @@ def _partial(run: Path, config: Config, done: Mapping[str, float], folders: list
     rounds, best = [], 0
     for index, (where, (deciding, gradient)) in enumerate(zip(folders, halves)):
         decision = _judged(config, goal, deciding, halves[best][0]) if index else None
-        if decision and (decision.outcome == "better" or config.method == "ideal-paper"):
+        if decision and (decision.kept or config.method == "ideal-paper"):
             best = index
         rounds.append({
             **_trained(run / where, done, where), "index": index,
@@ -142,7 +142,8 @@ def _losses(path: Path) -> tuple[Losses, Losses]:
 
 def _judged(config: Config, goal: Goal, new: Losses, incumbent: Losses) -> Decision:
     limits = {name: (goal.rise(name, new), limit.max_increase) for name, limit in config.constraints.items()}
-    return decide(goal.difference(new, incumbent), limits)
+    lean = config.allocation.keep == "leaning"
+    return decide(goal.difference(new, incumbent), limits, lean=lean)
 
 
 def _from_start(goal: Goal, new: Losses) -> dict[str, float | None]:

@@ -1,0 +1,170 @@
+"""Learning curves by capability: what its losses so far say about volumes that were not tried.
+
+Flows in: the base model's losses, volumes and losses of every trained mixture, influence's attribution. Flows out:
+``Curves``: gains for each unit of any mixture, for the rule ``curves``. Pure numpy and scipy.
+
+    L_q(n) = L_q(0) (1 + k_q x_q(n))^-p_q,    x_q(n) = sum_i a_qi n_i / N_i,    sum_i a_qi = 1
+
+N: the volumes at which influence was measured; a_qi: domain i's part of what all domains together do for capability q there.
+Influence says who helps whom, the losses say how much is left to gain: neither can do the other's part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy.optimize import least_squares
+
+from idealmix.influence_matrix import InfluenceMatrix
+from idealmix.volumes import Array
+
+POWER, POWER_SPREAD = 0.45, 0.5
+"""What p is before any loss is seen, and its log's standard deviation: 0.27 to 1.2 were measured (docs/results/step.md)."""
+SCALE, SCALE_SPREAD = 10.0, 3.0
+"""The same of k: hardly known."""
+SEED_NOISE, SEED_NOISE_DOF = 0.05, 4
+"""Standard deviation of a log loss between training seeds (0.04 to 0.09 were measured at 30,000 tokens), and how much that counts beside
+replicates."""
+LARGEST_POWER = 2.0  # steeper curves make the rule's iteration swing
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A mixture that was trained. volumes: by domain, in the budget's unit; losses: by reference; runs: trainings behind them."""
+
+    volumes: Mapping[str, float]
+    losses: Mapping[str, float]
+    runs: int = 1
+
+
+@dataclass(frozen=True)
+class Curves:
+    """One fitted curve for each reference set.
+
+    Attributes:
+        domains, references: names, (D,) and (R,).
+        weights: dO/dL_q, (R,).
+        base: L_q(0), nats per supervised token, (R,).
+        power: p_q, (R,).
+        pull: k_q a_qi / N_i, per unit of volume, (R, D).
+    """
+
+    domains: tuple[str, ...]
+    references: tuple[str, ...]
+    weights: tuple[float, ...]
+    base: tuple[float, ...]
+    power: tuple[float, ...]
+    pull: tuple[tuple[float, ...], ...]
+
+    def losses(self, volume: Array) -> Array:
+        """Predicted losses, (R,), of a mixture (D,)."""
+        return np.array(self.base) * self._reach(volume) ** -np.array(self.power)
+
+    def gains(self, volume: Array) -> Array:
+        """-dO/dn_i, (D,): what one more unit of each domain takes off the objective."""
+        power = np.array(self.power)
+        slope = np.array(self.base) * power * self._reach(volume) ** (-power - 1)
+        return np.array((np.array(self.weights) * slope) @ np.array(self.pull))
+
+    def _reach(self, volume: Array) -> Array:
+        return 1 + np.maximum(np.array(self.pull) @ volume, 0.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types."""
+        return {**asdict(self), "pull": [list(row) for row in self.pull]}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Curves:
+        """The inverse of `to_json`."""
+        keys = ("domains", "references", "weights", "base", "power")
+        domains, references, weights, base, power = (tuple(data[key]) for key in keys)
+        return cls(domains, references, weights, base, power, tuple(map(tuple, data["pull"])))
+
+
+def attribution(matrix: InfluenceMatrix, names: Sequence[str]) -> Array:
+    """a (R, D): each domain's part of what all domains together do for a reference set; a row of NaN where that is nothing.
+
+    Of free volumes, on the rows that growth would act on. Entries are shrunk by their errors (positive-part James-Stein), so that
+    what cannot be told from nothing has hardly a part.
+    """
+    helped, se, _ = replace(matrix, centred=False).entries("acting")
+    at = [matrix.domains.index(name) for name in names]
+    helped, se = -np.nan_to_num(helped[:, at]), np.where(np.isfinite(se[:, at]), se[:, at], np.inf)
+    doubt = np.divide(se, np.abs(helped), out=np.full_like(se, np.inf), where=helped != 0)
+    helped = helped * np.clip(1 - doubt**2, 0.0, 1.0)
+    whole = helped.sum(axis=1, keepdims=True)
+    return np.where(whole > 0, helped / np.where(whole > 0, whole, 1.0), np.nan)
+
+
+def fit(
+    matrix: InfluenceMatrix,
+    weights: Mapping[str, float],
+    base: Mapping[str, float],
+    seen: Sequence[Tried],
+    at: Tried,
+    noise: float = SEED_NOISE,
+) -> tuple[Curves | None, str]:
+    """Fit a curve to each reference set of the matrix; one that has no weight and cannot have a curve gets a flat one.
+
+    Args:
+        matrix: influence measured at the mixture `at`.
+        weights: dO/dL_q; of sets that are left out 0.
+        base: the untrained model's losses.
+        seen: every mixture that was trained so far, `at` among them.
+        noise: standard deviation of a log loss between training seeds (`seed_noise`).
+
+    Returns:
+        The curves and "", or None and why there are none: no domain is known to help a set, or training did not lower its loss.
+    """
+    names, references = tuple(sorted(at.volumes)), matrix.references
+    parts = attribution(matrix, names)
+    at_n = np.array([at.volumes[name] for name in names])
+    power, pull = [], []
+    for q in references:
+        part = parts[references.index(q)]
+        helped, fell = bool(np.isfinite(part).all()), 0 < at.losses[q] < base[q]
+        if not (helped and fell):
+            if weights.get(q, 0.0):
+                return (
+                    None,
+                    f"training did not lower the loss on {q}"
+                    if helped
+                    else f"no domain is known to help {q}",
+                )
+            power.append(0.0)
+            pull.append((0.0,) * len(names))
+            continue
+        per_unit = np.divide(part, at_n, out=np.zeros_like(part), where=at_n > 0)
+        x = np.array([max(per_unit @ np.array([one.volumes[n] for n in names]), 0.0) for one in seen])
+        log_fall = np.log(base[q]) - np.log([one.losses[q] for one in seen])
+        p, k = _curve(x, log_fall, np.sqrt([one.runs for one in seen]) / noise)
+        power.append(p)
+        pull.append(tuple((k * per_unit).tolist()))
+    found = Curves(
+        names, references, tuple(weights.get(q, 0.0) for q in references), tuple(base[q] for q in references), tuple(power), tuple(pull)
+    )  # fmt: skip
+    return found, ""
+
+
+def seed_noise(runs: Sequence[Mapping[str, float]]) -> float:
+    """Standard deviation of a log loss between training seeds, over all reference sets alike, from trainings of one mixture."""
+    logs = np.log([[losses[q] for q in runs[0]] for losses in runs])
+    square, dof = float(((logs - logs.mean(axis=0)) ** 2).sum()), (len(runs) - 1) * logs.shape[1]
+    return float(np.sqrt((SEED_NOISE_DOF * SEED_NOISE**2 + square) / (SEED_NOISE_DOF + dof)))
+
+
+def _curve(x: Array, log_fall: Array, weight: Array) -> tuple[float, float]:
+    """The most probable p and k of log_fall = p log(1 + k x), by least squares on their logs."""
+
+    def residuals(logs: Array) -> Array:
+        p, k = np.exp(logs)
+        prior = [(logs[0] - np.log(POWER)) / POWER_SPREAD, (logs[1] - np.log(SCALE)) / SCALE_SPREAD]
+        return np.concatenate([(p * np.log1p(k * x) - log_fall) * weight, prior])
+
+    bounds = ([np.log(1e-3), np.log(1e-6)], [np.log(LARGEST_POWER), np.log(1e9)])
+    found = least_squares(residuals, [np.log(POWER), np.log(SCALE)], bounds=bounds)
+    p, k = np.exp(found.x)
+    return float(p), float(k)

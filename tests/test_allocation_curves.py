@@ -1,0 +1,223 @@
+"""The rule `curves`: fitted curves against losses that are known, attribution from influence, the step to the best mixture."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from loop_helpers import World, own_domain
+from scipy.optimize import minimize
+
+from idealmix import config
+from idealmix.allocation import Allocation, allocate
+from idealmix.allocation.curves import Curves, Tried, attribution, fit, seed_noise
+from idealmix.allocation.rules import wanted
+from idealmix.influence_matrix import InfluenceMatrix
+from idealmix.moments import Moments
+from idealmix.slopes import Slopes
+
+NAMES = ("chat", "code", "maths")
+
+
+def matrix(helped: np.ndarray, error: float = 1e-6) -> InfluenceMatrix:
+    """Influence of free volumes that is - `helped` (R, D)."""
+    Q, D = helped.shape
+    mean = np.tile(helped * D, 2)
+    moments = Moments(
+        mean=mean,
+        training=np.repeat(np.eye(Q)[None] * (error * D) ** 2, 2 * D, 0),
+        reference=np.zeros((Q, 2 * D, 2 * D)),
+        rows=np.full(2 * D, 100.0),
+        fraction=np.full(2 * D, 0.5),
+        reference_rows=np.full(Q, 200.0),
+        dof=np.full(2 * D + Q, 99.0),
+    )
+    references = tuple(f"q{n}" for n in range(Q))
+    return InfluenceMatrix(
+        NAMES[:D], references, dict.fromkeys(NAMES[:D], 1 / D), True, moments, {"all": mean}, {}, {}
+    )
+
+
+def curves(
+    pull=((0.0, 0.01, 0.0), (0.0, 0.002, 0.02)), power=(0.3, 0.8), base=(1.0, 3.0), weights=(0.5, 0.5)
+):
+    return Curves(NAMES, ("q0", "q1"), weights, base, power, pull)
+
+
+def test_gains_are_the_derivative_of_the_objective():
+    one, volume = curves(), np.array([300.0, 500.0, 200.0])
+
+    def objective(n):
+        return float(np.array(one.weights) @ one.losses(n))
+
+    found = one.gains(volume)
+    for i, step in enumerate(np.eye(3)):
+        slope = (objective(volume + 1e-3 * step) - objective(volume - 1e-3 * step)) / 2e-3
+        assert found[i] == pytest.approx(-slope, rel=1e-5, abs=1e-12)
+
+
+def test_attribution_is_by_free_volumes_and_shrinks_what_is_within_its_error():
+    a = attribution(matrix(np.array([[0.0, 3.0, 1.0], [0.05, 0.0, 2.0]]), error=0.1), NAMES)
+    assert a.sum(axis=1) == pytest.approx([1, 1])
+    assert a[0] == pytest.approx([0, 0.75, 0.25], abs=0.01)
+    assert a[1, 0] == 0.0  # half its error
+    turned = attribution(matrix(np.array([[0.0, 3.0, 1.0]]), error=0.1), NAMES[::-1])
+    assert turned[0] == pytest.approx(a[0, ::-1])
+
+
+def test_nobody_helps_a_set():
+    a = attribution(matrix(np.array([[0.0, -3.0, 1.0], [0.0, 0.0, 0.001]]), error=0.1), NAMES)
+    assert np.isnan(a).all()
+
+
+def test_a_fit_to_several_mixtures_finds_power_and_scale():
+    """Where one mixture leaves the power to what was believed before, three tell it."""
+    truth = curves(pull=((0, 0.01, 0), (0, 0, 0.05)), power=(0.2, 1.1))
+    influence = matrix(np.array([[0, 1.0, 0], [0, 0, 5.0]]))
+    base = dict(zip(truth.references, truth.base))
+    seen = []
+    for volume in ([400, 500, 100], [100, 300, 600], [50, 800, 150], [50, 100, 850]):
+        losses = dict(zip(truth.references, truth.losses(np.array(volume, dtype=float)).tolist()))
+        seen.append(Tried(dict(zip(NAMES, volume)), losses, runs=50))
+    weights = dict.fromkeys(truth.references, 0.5)
+    one, said = fit(influence, weights, base, seen[:1], seen[0])
+    many, _ = fit(influence, weights, base, seen, seen[0])
+    assert said == ""
+    assert one is not None
+    assert many is not None
+    assert one.losses(np.array([400.0, 500, 100])) == pytest.approx(list(seen[0].losses.values()), rel=0.02)
+    assert many.power == pytest.approx(truth.power, rel=0.1)
+    assert np.abs(np.log(one.power[1] / 1.1)) > 0.3
+    for one_seen in seen:
+        got = many.losses(np.array([one_seen.volumes[name] for name in NAMES], dtype=float))
+        assert got == pytest.approx(list(one_seen.losses.values()), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("helped", "after", "why"),
+    [
+        ([[0.0, 1.0, 0.0], [0.0, -1.0, 0.0]], {"q0": 0.5, "q1": 0.5}, "no domain is known to help q1"),
+        ([[0.0, 1.0, 0.0], [0.0, 1.0, 0.0]], {"q0": 0.5, "q1": 3.5}, "training did not lower the loss on q1"),
+    ],
+)
+def test_why_there_are_no_curves(helped, after, why):
+    at = Tried(dict.fromkeys(NAMES, 100.0), after)
+    base = {"q0": 1.0, "q1": 3.0}
+    assert fit(matrix(np.array(helped)), {"q0": 0.5, "q1": 0.5}, base, [at], at) == (None, why)
+    found, said = fit(matrix(np.array(helped)), {"q0": 1.0, "q1": 0.0}, base, [at], at)
+    assert said == ""
+    assert found is not None
+    assert found.power[1] == 0.0
+
+
+@given(st.integers(0, 10_000))
+def test_the_rule_finds_the_curves_best_within_reach(seed):
+    """Against scipy's minimiser; domains that serve several capabilities and a useless one among them."""
+    rng = np.random.default_rng(seed)
+    D, Q, m = int(rng.integers(2, 6)), int(rng.integers(1, 5)), float(rng.choice([0.3, 1.0, 3.0]))
+    pull = rng.exponential(0.01, (Q, D)) * (rng.random((Q, D)) < 0.6)
+    pull[range(Q), rng.integers(0, D, Q)] += 0.02
+    one = Curves(
+        tuple(map(str, range(D))), tuple(map(str, range(Q))), tuple(rng.dirichlet(np.ones(Q))),
+        tuple(rng.uniform(1, 4, Q)), tuple(rng.uniform(0.1, 1.5, Q)), tuple(map(tuple, pull)),
+    )  # fmt: skip
+    volume = rng.dirichlet(np.ones(D) * 3) * 1000
+    share, everyone = volume / 1000, np.ones(D, dtype=bool)
+    slope = -volume * (one.gains(volume) - one.gains(volume) @ volume / 1000)
+    beta = wanted(
+        "curves", slope, share, everyone, m, np.nan, lambda change: one.gains((1 + change) * volume)
+    )
+
+    def objective(n):
+        return float(np.array(one.weights) @ one.losses(n))
+
+    best = minimize(
+        lambda z: objective(z * 1000), share, method="SLSQP", options={"maxiter": 500, "ftol": 1e-12},
+        bounds=list(zip(share / (1 + m), share * (1 + m))), constraints={"type": "eq", "fun": lambda z: z.sum() - 1},
+    )  # fmt: skip
+    assert (1 + beta) @ share == pytest.approx(1)
+    assert (beta >= -m / (1 + m) - 1e-9).all()
+    assert (beta <= m + 1e-9).all()
+    if (slope < 0).all() or (slope > 0).all():
+        return
+    # where two domains serve the same capability the last of the way is flat, and slow
+    assert (
+        objective((1 + beta) * volume) <= best.fun + 0.01 * (objective(volume) - best.fun) + 5e-4 * best.fun
+    )
+
+
+def test_a_single_mover_trades_with_the_rest_as_one():
+    one, volume = curves(), np.array([300.0, 500.0, 200.0])
+    slopes = Slopes(
+        NAMES, *(np.array(x, dtype=float) for x in ([0.01, 0.01, -5], [1, 1, 0.1], [99, 99, 99]) * 2)
+    )
+    counts = dict(zip(NAMES, (3000, 5000, 2000)))
+    settings = config.Allocation(m=1.0)
+    step = allocate(
+        counts, dict.fromkeys(NAMES, 9000), dict.fromkeys(NAMES, 0.1), slopes, settings, curves=one
+    )
+    moved = {name: move.beta for name, move in step.moves.items()}
+    assert moved["maths"] > 0.2
+    assert moved["chat"] == pytest.approx(moved["code"], abs=0.002)
+    assert "the one mover trades with the rest" in step.reason
+    assert step.moves["chat"].note.endswith("; trades with the movers")
+    assert step.rule == "curves"
+    again = Allocation.from_json(json.loads(json.dumps(step.to_json())))
+    assert again == step
+    assert volume.sum() == step.amount_after
+
+
+def test_without_curves_equalise_takes_its_place():
+    slopes = Slopes(
+        NAMES, *(np.array(x, dtype=float) for x in ([4, 1, -5], [0.1] * 3, [99] * 3) * 2), whole=-9.0
+    )
+    args = (dict.fromkeys(NAMES, 100), dict.fromkeys(NAMES, 900), dict.fromkeys(NAMES, 1.0), slopes)
+    step = allocate(*args, config.Allocation())
+    assert step.rule == "equalise"
+    assert step.counts == allocate(*args, config.Allocation(rule="equalise")).counts
+
+
+def test_seed_noise_is_between_what_was_believed_and_what_is_seen():
+    alike = [{"a": 1.0, "b": 2.0}] * 9
+    assert seed_noise(alike[:1]) == pytest.approx(0.05)
+    assert seed_noise(alike) == pytest.approx(0.05 * (4 / 20) ** 0.5)
+    rng = np.random.default_rng(0)
+    many = [{"a": 2 * np.exp(x), "b": np.exp(y)} for x, y in rng.normal(0, 0.2, (400, 2))]
+    assert seed_noise(many) == pytest.approx(0.2, rel=0.1)
+
+
+def test_the_loop_learns_exponents_from_its_rounds(tmp_path):
+    """Capabilities whose powers differ threefold: the first step overshoots, and what it showed mends the second."""
+    sizes, powers = {"maths": 0.4, "code": 0.3, "law": 0.6}, {"maths": 0.35, "code": 0.75, "law": 0.2}
+
+    def own(name):
+        return lambda shares: 4.0 * (1 + shares[name] * 30 / sizes[name]) ** -powers[name]
+
+    losses = {name: own(name) for name in sizes}
+    world = World(losses, slope_error=(1e-4, 1e-4), untrained=4.0)
+    _, result = world.run(tmp_path, tuple(sizes), rounds=3, patience=9)
+
+    def objective(z):
+        return float(np.mean([f(dict(zip(sizes, z))) for f in losses.values()]))
+
+    best = minimize(
+        objective, np.full(3, 1 / 3), bounds=[(0.01, 1)] * 3, constraints={"type": "eq", "fun": lambda z: z.sum() - 1}
+    ).fun  # fmt: skip
+    behind = []
+    for one in result["rounds"]:
+        counts = np.array([one["counts"][name] for name in sizes])
+        behind.append(objective(counts / counts.sum()) - best)
+    assert [one["decision"] for one in result["rounds"]] == ["start", "worse", "better"]
+    assert behind[2] < 0.25 * behind[0]
+    powers_seen = [dict(zip(sizes, one["allocation"]["curves"]["power"])) for one in result["rounds"][:2]]
+    assert abs(powers_seen[1]["code"] - 0.75) < 0.05 < abs(powers_seen[0]["code"] - 0.75)
+
+
+def test_a_set_that_training_harms_is_said_and_equalise_goes_on(tmp_path):
+    losses = {"maths": own_domain(0.4, 0.9)("maths"), "code": own_domain(0.4, 0.5)("code")}
+    _, result = World(losses, untrained=0.1).run(tmp_path, tuple(losses), rounds=2)
+    assert result["rounds"][0]["allocation"]["rule"] == "equalise"
+    assert any("the rule equalise takes the place of curves" in text for text in result["warnings"])
