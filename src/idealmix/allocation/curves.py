@@ -140,7 +140,7 @@ def fit(
         per_unit = np.divide(part, at_n, out=np.zeros_like(part), where=at_n > 0)
         x = np.array([max(per_unit @ np.array([one.volumes[n] for n in names]), 0.0) for one in seen])
         log_fall = np.log(base[q]) - np.log([one.losses[q] for one in seen])
-        p, k = _curve(x, log_fall, np.sqrt([one.runs for one in seen]) / noise)
+        p, k = curve(x, log_fall, np.sqrt([one.runs for one in seen]) / noise)
         power.append(p)
         pull.append(tuple((k * per_unit).tolist()))
     found = Curves(
@@ -156,7 +156,7 @@ def seed_noise(runs: Sequence[Mapping[str, float]]) -> float:
     return float(np.sqrt((SEED_NOISE_DOF * SEED_NOISE**2 + square) / (SEED_NOISE_DOF + dof)))
 
 
-def _curve(x: Array, log_fall: Array, weight: Array) -> tuple[float, float]:
+def curve(x: Array, log_fall: Array, weight: Array) -> tuple[float, float]:
     """The most probable p and k of log_fall = p log(1 + k x), by least squares on their logs."""
 
     def residuals(logs: Array) -> Array:
