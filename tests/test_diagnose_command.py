@@ -78,6 +78,12 @@ def test_without_a_run_round_0_is_trained_and_is_the_runs_own(folder: Path) -> N
     assert "Who helps and who hurts whom" in page
     assert "Helpful and harmful rows" in page
     assert "<script" not in page
+
+    report = (folder / "run" / "report.html").read_text(encoding="utf-8")
+    for question in ("conflict", "noise", "reference", "stability"):
+        assert f'id="asked-{question}"' in report
+    assert "&lt;script&gt;alert(1)" in report
+    assert "<script>alert" not in report
     assert "&lt;script&gt;" in page
 
 

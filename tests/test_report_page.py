@@ -211,3 +211,27 @@ def test_text_stands_out_from_its_ground(browser: Any, tmp_path: Path, scheme: s
     )
     assert worst[0] >= 4.5, worst
     context.close()
+
+
+def test_what_was_asked_of_a_run_has_a_section_each(tmp_path: Path) -> None:
+    (tmp_path / "diagnose").mkdir()
+    (tmp_path / "result.json").write_text(json.dumps(sample()), encoding="utf-8")
+    assert "asked-" not in write(tmp_path).read_text(encoding="utf-8")
+    answer = {
+        "format": 1, "question": "conflict", "headline": "Two <b>pairs</b>.", "tables": [["Pairs", ["pair", "verdict"], [["a, b", "helps"]]]],
+        "notes": ["A note."], "figures": {}, "facts": {"Round": "1"},
+    }  # fmt: skip
+    (tmp_path / "diagnose" / "conflict.json").write_text(json.dumps(answer), encoding="utf-8")
+    (tmp_path / "diagnose" / "noise.json").write_text('{"format": 1', encoding="utf-8")
+    (tmp_path / "diagnose" / "fidelity.json").write_text('{"format": 1, "tables": 3}', encoding="utf-8")
+    page = Page(write(tmp_path).read_text(encoding="utf-8"))
+    assert page.open == []
+    headings = [attributes.get("id") for tag, attributes in page.tags if tag == "h2"]
+    assert [h for h in headings if str(h).startswith("asked-")] == [
+        "asked-conflict",
+        "asked-noise",
+        "asked-fidelity",
+    ]
+    assert "Two <b>pairs</b>." in page.text  # as text, not as markup
+    for question in ("noise", "fidelity"):
+        assert f"diagnose/{question}.json is damaged or of another version" in page.text

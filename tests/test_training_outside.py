@@ -51,7 +51,9 @@ def outside(
 
 
 def test_llama_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = outside(tmp_path, monkeypatch, "llama_factory_sft.py", "llamafactory-cli", "model_name_or_path")
+    settings = outside(
+        tmp_path, monkeypatch, "llama_factory_sft.py", "llamafactory-cli", "model_name_or_path"
+    )
     described = json.loads(Path(settings["dataset_dir"], "dataset_info.json").read_text(encoding="utf-8"))
     entry = described[settings["dataset"]]
     rows = [json.loads(line) for line in Path(entry["file_name"]).read_text(encoding="utf-8").splitlines()]
@@ -86,7 +88,10 @@ def test_axolotl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("example", "command", "model"),
-    [("llama_factory_sft.py", "llamafactory-cli", "model_name_or_path"), ("axolotl_sft.py", "axolotl", "base_model")],
+    [
+        ("llama_factory_sft.py", "llamafactory-cli", "model_name_or_path"),
+        ("axolotl_sft.py", "axolotl", "base_model"),
+    ],
 )
 def test_a_failing_trainer_ends_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, example: str, command: str, model: str

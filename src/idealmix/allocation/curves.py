@@ -74,7 +74,8 @@ class Curves:
 
     def to_json(self) -> dict[str, Any]:
         """Plain types."""
-        return {**asdict(self), "pull": [list(row) for row in self.pull]}
+        plain = {key: list(value) for key, value in asdict(self).items()}
+        return {**plain, "pull": [list(row) for row in self.pull]}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Curves:

@@ -17,6 +17,7 @@ from idealmix.diagnose.noise import noise
 from idealmix.diagnose.page import write
 from idealmix.diagnose.reference import reference
 from idealmix.diagnose.stability import stability
+from idealmix.report.page import write as report
 from idealmix.rounds.watch import Watch
 
 FIDELITY_ROWS, LISTED_ROWS, SEEDS = 24, 10, 2
@@ -57,4 +58,6 @@ def diagnose(
         answer = noise(at, rows or LISTED_ROWS)
     folder = Path(config.output) / "diagnose"
     answer.write(folder)
+    if (Path(config.output) / "result.json").is_file():
+        report(Path(config.output))  # a section there too
     return answer, write(folder, Path(config.output).name)

@@ -12,16 +12,9 @@ from typing import Any
 
 from idealmix import __version__
 from idealmix.report import words
+from idealmix.report.answers import TITLES, answers_in
 from idealmix.report.templates import render
-from idealmix.rounds.folder import read_json, write_text
-
-TITLES = {
-    "conflict": "Who helps and who hurts whom",
-    "noise": "Helpful and harmful rows",
-    "reference": "Is the reference set large enough?",
-    "stability": "How firm is the mixture?",
-    "fidelity": "How near is the curvature to the exact one?",
-}
+from idealmix.rounds.folder import write_text
 
 
 def write(folder: Path, name: str) -> Path:
@@ -30,9 +23,8 @@ def write(folder: Path, name: str) -> Path:
     Args:
         name: of the run.
     """
-    answers = [read_json(folder / f"{q}.json") for q in TITLES if (folder / f"{q}.json").is_file()]
     page = folder / "diagnosis.html"
-    write_text(page, build(answers, name))
+    write_text(page, build(answers_in(folder), name))
     return page
 
 
@@ -44,6 +36,7 @@ def build(answers: Sequence[dict[str, Any]], name: str) -> str:
         answers=answers,
         name=name,
         titles=TITLES,
+        in_report=False,
         words=words,
         version=__version__,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from markupsafe import Markup
 from idealmix.decision import KEPT
 from idealmix.errors import InputError
 from idealmix.report import comparison, figures, words
+from idealmix.report.answers import TITLES, answers_in
 from idealmix.report.layers import layers
 from idealmix.report.matrix import MARKS, matrices
 from idealmix.report.relations import relations
@@ -38,7 +39,7 @@ def write(run_folder: Path) -> Path:
     result = read_json(run_folder / "result.json")
     try:
         check(result)
-        page = build(result, load(run_folder, result))
+        page = build(result, load(run_folder, result), answers=answers_in(run_folder / "diagnose"))
     except InputError as error:
         raise InputError(error.what, where=str(run_folder / "result.json"), mend=error.mend) from None
     out = run_folder / "report.html"
@@ -64,11 +65,18 @@ def check(result: Any) -> None:
         )
 
 
-def build(result: Mapping[str, Any], whatif: WhatIf | None = None, *, live: str | None = None) -> str:
+def build(
+    result: Mapping[str, Any],
+    whatif: WhatIf | None = None,
+    *,
+    answers: Sequence[Mapping[str, Any]] = (),
+    live: str | None = None,
+) -> str:
     """The page for a result (the format of result.json, version 1).
 
     Args:
         whatif: what its sliders compute with; None: the page does not speak of them.
+        answers: of `idealmix diagnose`, a section each.
         live: the state that `idealmix view` serves it at; None: a page on its own, which asks nobody.
 
     Raises:
@@ -92,6 +100,9 @@ def build(result: Mapping[str, Any], whatif: WhatIf | None = None, *, live: str 
         relations=relations(result),
         layers=layers(result),
         moving=_moving(result),
+        answers=answers,
+        titles=TITLES,
+        in_report=True,
         decisions=_decisions(result),
         facts=_facts(result),
         warnings=_warnings(result),

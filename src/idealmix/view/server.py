@@ -16,6 +16,7 @@ from jinja2 import UndefinedError
 
 from idealmix.errors import IdealmixError, InputError
 from idealmix.report import words
+from idealmix.report.answers import answers_in
 from idealmix.report.page import build, check, live_script
 from idealmix.report.templates import render
 from idealmix.report.whatif import WhatIf, load
@@ -65,7 +66,7 @@ def _page(run: Path, now: str) -> str:
     if (run / "result.json").is_file():
         result = read_json(run / "result.json")
         check(result)
-        return build(result, load(run, result), live=now)
+        return build(result, load(run, result), answers=answers_in(run / "diagnose"), live=now)
     for name in _COMPARISONS:
         if (run / name).is_file():
             from idealmix.comparison.page import build as build_comparison
