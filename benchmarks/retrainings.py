@@ -18,6 +18,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,13 @@ class Suite:
         name: of the suite.
         seed: of its generator.
         shares: rows of each domain, in proportion.
+        blends: for each domain the skills that its rows are of, in proportion; None: a domain is a skill.
     """
 
     name: str
     seed: int
     shares: dict[str, float]
+    blends: dict[str, dict[str, float]] | None = None
 
 
 SUITES = (
@@ -67,6 +70,21 @@ SUITES = (
         {"mathematics": 3.0, "coding": 1.0, "reasoning": 2.0, "instruction": 0.5, "chat": 0.5},
     ),
 )
+
+
+def _blended(
+    folder: Path, paths: Mapping[str, Mapping[str, Path]], blends: Mapping[str, Mapping[str, float]]
+) -> dict[str, Path]:
+    """A file of rows for each blend; no row is in two of them."""
+    left = {skill: iter(paths[skill]["train"].read_text(encoding="utf-8").splitlines()) for skill in SKILLS}
+    wanted = {skill: sum(parts.get(skill, 0.0) for parts in blends.values()) for skill in SKILLS}
+    rows = TRAINED_ROWS / max(wanted.values())  # of a blend
+    found = {}
+    for name, parts in blends.items():
+        lines = [line for skill, part in parts.items() for line in islice(left[skill], int(rows * part))]
+        found[name] = folder / f"blend-{name}.jsonl"
+        found[name].write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return found
 
 
 def folder_of(suite: Suite, output: Path) -> Path:
@@ -85,8 +103,13 @@ class Bed:
             train=TRAINED_ROWS,
             reference=REFERENCE_ROWS,
             test=TEST_ROWS,
-            skills=tuple(suite.shares),
+            skills=tuple(suite.shares) if suite.blends is None else SKILLS,
         )
+        if suite.blends:
+            paths |= {
+                name: {"train": path}
+                for name, path in _blended(self.folder / "data", paths, suite.blends).items()
+            }
         settings = demo_config(self.folder)["training"]
         self.rate, self.beta2 = settings["learning_rate"], settings["adam_beta2"]
         encoder = Encoder(load_tokenizer(base_model_path()), settings["max_length"])
@@ -97,7 +120,7 @@ class Bed:
                 for name in names
             }
 
-        asked = [name for name in suite.shares if name in REFERENCED]
+        asked = [name for name in (suite.shares if suite.blends is None else SKILLS) if name in REFERENCED]
         self.domains = pools("train", suite.shares)
         self.references, self.tests = (
             pools("reference", dict.fromkeys(asked)),

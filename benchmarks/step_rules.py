@@ -44,8 +44,19 @@ SUITES = {
     32: dict.fromkeys(REFERENCED, 1.0),
     33: {"mathematics": 3.0, "coding": 1.0, "reasoning": 2.0, "instruction": 0.5, "chat": 0.5},
     34: {"mathematics": 0.3, "coding": 1.0, "reasoning": 0.5, "instruction": 2.0, "chat": 3.0},
+    41: dict.fromkeys(("forum", "textbook", "manual", "repository", "web"), 1.0),
 }
 """Rows of each domain at the start, in proportion, by the seed of the suite's generator."""
+BLENDS = {
+    41: {
+        "forum": {"mathematics": 0.3, "chat": 0.7},
+        "textbook": {"reasoning": 0.5, "mathematics": 0.3, "coding": 0.2},
+        "manual": {"instruction": 0.6, "chat": 0.4},
+        "repository": {"coding": 0.7, "instruction": 0.3},
+        "web": {"chat": 0.8, "reasoning": 0.2},
+    }
+}
+"""What the domains of a suite are made of, where names do not tell; `losses` has nothing to go by there."""
 RULES = (
     "scaled:0.15",
     "scaled:0.5",
@@ -69,7 +80,11 @@ class Lab:
 
     def __init__(self, suite: int, seed: int, budget: int, output: Path) -> None:
         name = f"suite-{suite}"
-        self.bed, self.suite, self.seed = Bed(Suite(name, suite, SUITES[suite]), output, budget), suite, seed
+        self.bed, self.suite, self.seed = (
+            Bed(Suite(name, suite, SUITES[suite], BLENDS.get(suite)), output, budget),
+            suite,
+            seed,
+        )
         halves = {name: split_reference(pool, 0) for name, pool in self.bed.references.items()}
         self.gradient = {name: half[0] for name, half in halves.items()}
         self.deciding = {name: half[1] for name, half in halves.items()}
