@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -20,7 +22,13 @@ from idealmix.curvature import (
     sum_gradient,
 )
 from idealmix.curvature.factors import fit_factors
-from idealmix.errors import IdealmixError, InputError
+from idealmix.errors import Doubt, IdealmixError, InputError
+
+
+def spd(size):
+    """A positive definite matrix, the same for the same size."""
+    root = torch.randn(size, size + 2, generator=torch.Generator().manual_seed(size), dtype=torch.float64)
+    return root @ root.T
 
 
 def measured(processes=None, model=None):
@@ -55,12 +63,45 @@ def _narrow(rank, path):
         (path / f"{rank}.txt").write_text(str(error))
 
 
+def _dealt(rank, path):
+    """Which factors this process decomposed itself, and what it says when the other one cannot decompose one."""
+    import idealmix.curvature.basis as basis
+
+    real, own, failing = basis.eigenbasis, [], []
+
+    def seen(matrix, name):
+        own.append((name, len(matrix)))
+        if name in failing:
+            raise IdealmixError("it fails", where=name)
+        warnings.warn(f"{name}: a doubt", Doubt, stacklevel=1)
+        return real(matrix, name)
+
+    basis.eigenbasis = seen
+    for fails in ([], ["layer b, factor S"]):
+        failing += fails
+        same, sizes = spd(5), {"a": 3, "b": 4, "c": 2}
+        A, S = dict.fromkeys(sizes, same), {name: spd(size) for name, size in sizes.items()}
+        try:
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                bases, spectra = basis.eigenbases(A, S, processes=Processes.all())
+        except IdealmixError as error:
+            (path / f"failed-{rank}.txt").write_text(str(error))
+            continue
+        assert not A
+        assert not S
+        found = {name: (bases[name].QA, bases[name].QS, *spectra[name]) for name in sizes}
+        torch.save((own.copy(), found, sorted(str(one.message) for one in told)), path / f"dealt-{rank}.pt")
+    basis.eigenbasis = real
+
+
 def _work(rank, path):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{path}/store", rank=rank, world_size=2)
     for kind in WRAPPINGS:
         torch.save(measured(Processes.all(), WRAPPINGS[kind](tiny())), f"{path}/{kind}-{rank}.pt")
     dist.barrier()
+    _dealt(rank, path)
     _narrow(rank, path)
     dist.destroy_process_group()
 
@@ -107,6 +148,36 @@ def test_two_processes_agree_with_one(two_processes):
             assert found.keys() == expected.keys()
             for key, value in expected.items():
                 torch.testing.assert_close(found[key], value, rtol=1e-8, atol=1e-10, msg=f"{kind}: {key}")
+
+
+def test_decompositions_are_dealt_by_cost_and_shared(two_processes):
+    (first, found, told), (second, other, told_too) = (
+        torch.load(two_processes / f"dealt-{rank}.pt") for rank in range(2)
+    )
+    # 125 alone against 64 + 27 + 8, and the shared A once
+    assert first == [("layer a, factor A", 5)]
+    assert sorted(second) == [("layer a, factor S", 3), ("layer b, factor S", 4), ("layer c, factor S", 2)]
+    assert told == told_too
+    assert len(told) == 4
+    for name, size in {"a": 3, "b": 4, "c": 2}.items():
+        QA, QS, of_s, of_a = found[name]
+        for mine, theirs in zip(found[name], other[name]):
+            assert torch.equal(mine, theirs)
+        torch.testing.assert_close(QA @ torch.diag(of_a) @ QA.T, spd(5), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(QS @ torch.diag(of_s) @ QS.T, spd(size), rtol=1e-9, atol=1e-9)
+
+
+def test_a_decomposition_that_fails_on_one_process_ends_all(two_processes):
+    for rank in range(2):
+        assert (two_processes / f"failed-{rank}.txt").read_text() == "layer b, factor S: it fails"
+
+
+@given(st.integers(1, 5), st.lists(st.floats(0.1, 100), max_size=30))
+def test_nobody_is_dealt_much_more_than_the_others(size, costs):
+    owners = Processes(0, size).deal(costs)
+    load = [sum(cost for cost, owner in zip(costs, owners) if owner == rank) for rank in range(size)]
+    assert len(owners) == len(costs)
+    assert max(load) - min(load) <= max(costs, default=0.0) + 1e-9
 
 
 def test_sharded_models_cannot_cut_batches(two_processes):

@@ -6,7 +6,8 @@ gradient matrix (d_out, d_in) is turned into their basis and back: ``G~ = Q_S' G
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,9 @@ from torch import Tensor
 
 from idealmix.curvature.layers import Layer
 from idealmix.curvature.linalg import eigenbasis
+from idealmix.curvature.processes import Processes
 from idealmix.curvature.shelf import Shelf, Shelves
+from idealmix.errors import Doubt, IdealmixError
 
 
 @dataclass(frozen=True)
@@ -131,36 +134,88 @@ def eigenbases(
     S: dict[str, Tensor],
     metrics: Mapping[str, Metric] | None = None,
     shelves: Shelves | None = None,
+    processes: Processes | None = None,
 ) -> tuple[Bases, dict[str, tuple[Tensor, Tensor]]]:
     """Bases of all layers, and the factors' own eigenvalues (of S, then of A), whose outer product is K-FAC's.
 
-    A factor that several layers share is decomposed once.
+    A factor that several layers share is decomposed once, by one process, to whom it is dealt by its cost; the others are sent
+    what it found.
 
     Args:
         A, S: by layer name. Both are emptied on the way: of the factors and their bases only one is held.
         metrics: of the optimiser, by layer name.
         shelves: where the bases lie; None: memory.
+        processes: who shares the work; all have the same A and S. None: this process alone.
 
     Raises:
-        IdealmixError: a decomposition failed in every way; the layer is named.
+        IdealmixError: a decomposition failed in every way, on whichever process; the layer is named.
     """
-    shelves = shelves or Shelves()
+    shelves, processes = shelves or Shelves(), processes or Processes()
     QA, QS = shelves.shelf(), shelves.shelf()
     # in an optimiser's metric each layer has its own scale
     leaders = {name: name for name in A} if metrics else shared(A)
+    factors = [(QA, A, leader, "A") for leader in dict.fromkeys(leaders.values())]
+    factors += [(QS, S, name, "S") for name in leaders]
+    owners = processes.deal([float(len(side[name])) ** 3 for _, side, name, _ in factors])
     scales: dict[str, Metric] = {}
-    spectra: dict[str, Tensor] = {}
-    values: dict[str, tuple[Tensor, Tensor]] = {}
+    if metrics:
+        scales = {
+            name: Metric(metrics[name].r.to(S[name]), metrics[name].c.to(A[name]))
+            for name in leaders
+            if name in metrics
+        }
     for name, leader in leaders.items():
-        a, s = A.pop(name), S.pop(name)
-        if metrics and name in metrics:
-            scales[name] = Metric(metrics[name].r.to(s), metrics[name].c.to(a))
-            a, s = scaled_factors(a, s, scales[name])
-        if leader not in spectra:
-            spectra[leader], vectors = eigenbasis(a, f"layer {name}, factor A")
-            QA.put(leader, vectors)
-        del a
-        values_s, vectors = eigenbasis(s, f"layer {name}, factor S")
-        QS.put(name, vectors)
-        values[name] = values_s, spectra[leader]
-    return Bases(QA, QS, leaders, scales), values
+        if name != leader:
+            A.pop(name)  # the same matrix, which would be held as long as a name for it is
+    values: dict[tuple[str, str], Tensor] = {}
+    likes: dict[tuple[str, str], Tensor] = {}
+    failed: IdealmixError | None = None
+    with warnings.catch_warnings(record=processes.size > 1) as told:
+        if processes.size > 1:
+            warnings.simplefilter("always")
+        for (shelf, side, name, letter), owner in zip(factors, owners):
+            factor = side.pop(name)
+            likes[letter, name] = factor.new_empty(len(factor))
+            if owner != processes.rank or failed:
+                continue
+            if name in scales:
+                scale = scales[name].c if letter == "A" else scales[name].r
+                factor = factor * torch.outer(scale, scale)
+            try:
+                values[letter, name], vectors = eigenbasis(factor, f"layer {name}, factor {letter}")
+            except IdealmixError as error:
+                failed = error
+                continue
+            shelf.put(name, vectors)
+            del factor, vectors
+    if processes.size > 1:
+        _exchange(processes, failed, told or [], factors, owners, values, likes)
+    elif failed:
+        raise failed
+    spectra = {name: (values["S", name], values["A", leader]) for name, leader in leaders.items()}
+    return Bases(QA, QS, leaders, scales), spectra
+
+
+def _exchange(
+    processes: Processes,
+    failed: IdealmixError | None,
+    told: Sequence[warnings.WarningMessage],
+    factors: Sequence[tuple[Shelf, dict[str, Tensor], str, str]],
+    owners: Sequence[int],
+    values: dict[tuple[str, str], Tensor],
+    likes: Mapping[tuple[str, str], Tensor],
+) -> None:
+    """Everybody gets everybody's bases, eigenvalues, doubts; and fails where one has failed."""
+    for error in processes.gather(failed):
+        if error:
+            raise error
+    for doubt in (text for of_one in processes.gather([str(one.message) for one in told]) for text in of_one):
+        warnings.warn(doubt, Doubt, stacklevel=3)
+    for (shelf, _, name, letter), owner in zip(factors, owners):
+        mine, like = owner == processes.rank, likes[letter, name]
+        values[letter, name] = processes.send(values[letter, name] if mine else torch.empty_like(like), owner)
+        vectors = processes.send(
+            shelf[name].contiguous() if mine else like.new_empty(len(like), len(like)), owner
+        )
+        if not mine:
+            shelf.put(name, vectors)

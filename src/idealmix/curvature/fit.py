@@ -102,7 +102,7 @@ def fit_curvature(
     shelves = shelves or Shelves()
     if kind == "kfac" and tau is None:
         return Kfac(collector.layers, *_put_away(factors, shelves), rho, metrics, shelves)
-    bases, spectra = eigenbases(factors.A, factors.S, metrics, shelves)
+    bases, spectra = eigenbases(factors.A, factors.S, metrics, shelves, collector.processes)
     eigenvalues = shelves.shelf()
     if kind == "kfac":
         for name, pair in spectra.items():

@@ -1,7 +1,7 @@
 """Several processes measuring together: who takes which batch, and sums over all of them.
 
 Flows in: the same list of batches on every process. Flows out: each process's share, and totals that are the same
-on every process. With one process nothing is communicated.
+on every process; pieces of work dealt out by their cost. With one process nothing is communicated.
 """
 
 from __future__ import annotations
@@ -36,6 +36,20 @@ class Processes:
     def share(self, items: Sequence[T]) -> Sequence[T]:
         """This process's items: disjoint, together the whole."""
         return items[self.rank :: self.size]
+
+    def deal(self, costs: Sequence[float]) -> list[int]:
+        """Which process does which piece of work: the dearest first, each to whom has the least so far."""
+        load, owner = [0.0] * self.size, [0] * len(costs)
+        for piece in sorted(range(len(costs)), key=lambda k: -costs[k]):
+            owner[piece] = load.index(min(load))
+            load[owner[piece]] += costs[piece]
+        return owner
+
+    def send(self, tensor: Tensor, owner: int) -> Tensor:
+        """`tensor` becomes that of the process `owner`, in place."""
+        if self.size > 1:
+            dist.broadcast(tensor, src=owner)
+        return tensor
 
     def all_sum(self, tensor: Tensor) -> Tensor:
         """`tensor` becomes the sum over the processes, in place."""
