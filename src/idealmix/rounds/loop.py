@@ -25,6 +25,7 @@ from idealmix.rounds.evidence import curves, limits, objective_slopes
 from idealmix.rounds.folder import RunFolder, write_json, write_text
 from idealmix.rounds.goal import Goal
 from idealmix.rounds.inputs import Inputs, load_inputs
+from idealmix.rounds.outlook import Outlook, outlook
 from idealmix.rounds.phases import Evaluated, Mixed, Phases, Trained
 from idealmix.rounds.signatures import signatures
 from idealmix.rounds.team import Team
@@ -61,6 +62,7 @@ class Story:
     state: LoopState | None = None
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    outlook: Outlook | None = None
 
 
 def run_rounds(config: Config, watch: Watch, team: Team | None = None) -> dict[str, Any]:
@@ -217,6 +219,9 @@ def tell(config: Config, inputs: Inputs, phases: Phases, watch: Watch) -> Story:
     if table := tables.final_table(story):
         watch.table(*table)
     watch.note(state.reason)
+    story.outlook = None if paper else outlook(story, per_row)
+    if story.outlook:
+        watch.note(story.outlook.text)
     return story
 
 

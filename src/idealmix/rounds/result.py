@@ -56,6 +56,7 @@ def assemble(story: Story, inputs: Inputs, folder: RunFolder) -> dict[str, Any]:
         },
         "best": state.best,
         "ended": state.reason,
+        "outlook": story.outlook.to_json() if story.outlook else None,
         "final": _final(story),
         "warnings": [*story.warnings, *(w for one in story.rounds for w in one.trained.record.warnings)],
         "facts": {

@@ -100,7 +100,7 @@ def _partial(run: Path, config: Config, done: Mapping[str, float], folders: list
         "domains": list(config.domains), "references": list(config.references), "weights": weights, "rounds": rounds,
         "base": {"losses": {name: _figures(loss) for name, loss in base.items()}},
         "replicates": {"count": len(goal.replicates), "objectives": goal.seed_values(), "seed_sd_objective": goal.seed_spread()[0]},
-        "best": best, "ended": None, "final": None, "warnings": [], "facts": {},
+        "best": best, "ended": None, "outlook": None, "final": None, "warnings": [], "facts": {},
         "timing": {"total_s": round(sum(done.values()), 1), "phases": dict(done)},
         "under_way": f"Under way: {len(rounds)} of at most {config.allocation.rounds} {'round' if config.allocation.rounds == 1 else 'rounds'} so far.",
     }  # fmt: skip
