@@ -22,7 +22,7 @@ from idealmix.influence_matrix import InfluenceMatrix
 from idealmix.volumes import Array
 
 POWER, POWER_SPREAD = 0.45, 0.5
-"""What p is before any loss is seen, and its log's standard deviation: 0.27 to 1.2 were measured (docs/results/step.md)."""
+"""What p is before any loss is seen, and its log's standard deviation: 0.24 to 0.83 were measured (docs/results/step.md)."""
 SCALE, SCALE_SPREAD = 10.0, 3.0
 """The same of k: hardly known."""
 SEED_NOISE, SEED_NOISE_DOF = 0.05, 4
