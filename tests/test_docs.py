@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 import subprocess
@@ -121,6 +122,14 @@ def test_commands_run(words: tuple[str, ...], ended: Path, monkeypatch: pytest.M
     monkeypatch.chdir(ended)
     given = list(words)
     if "--methods" in given:  # of the same kind, but in a minute
-        given += ["--set", "methods.random.k=1", "--set", "allocation.replicates=0"]
+        folder = f"runs/of-{hashlib.sha256(' '.join(words).encode()).hexdigest()[:8]}"  # with other settings: a folder of its own
+        given += [
+            "--set",
+            "methods.random.k=1",
+            "--set",
+            "allocation.replicates=0",
+            "--set",
+            f"output={folder}",
+        ]
     done = idealmix(*given)
     assert done.returncode == 0, done.stdout + done.stderr
