@@ -27,6 +27,8 @@ MEANT = {
     "CKPT": "runs/first/round-0/train/model",
     "mixture.json": "runs/first/round-0/mixture.json",
     "RUN": "runs/first",
+    "TARGET": "csv",
+    "runs/diagnosed/config.yaml": "config.yaml",
     "CONFIG": "config.yaml",
     "--QUESTION": "--noise",
     "config.yaml": "config.yaml",
@@ -39,7 +41,7 @@ def commands(page: Path) -> Iterator[list[str]]:
         block = re.match(r"^ {4,}(idealmix [a-z].*)$", line)
         found = [block.group(1)] if block else re.findall(r"`(idealmix [a-z][^`]*)`", line)
         for text in found:
-            words = shlex.split(text.split(" #")[0])[1:]
+            words = shlex.split(re.sub(r"\[[^]]*\]", "", text.split(" #")[0]))[1:]  # [what may be left out]
             yield [MEANT.get(word, word) for word in words]
 
 
