@@ -28,7 +28,7 @@ def test_gain_beyond_joints(tmp_path: Path) -> None:
     for seed, more in ((0, 0.2), (1, 0.4)):
         written(tmp_path / f"j{seed}" / "tests.json", {"maths": [3, 4, 5], "code": [2, 2, 2]})
         # every row of maths by `more` lower; code by 0, 0.1 and 0.2 higher
-        tests(
+        written(
             tmp_path / f"i{seed}" / "tests.json",
             {"maths": [3 - more, 4 - more, 5 - more], "code": [2, 2.1, 2.2]},
         )
