@@ -73,6 +73,7 @@ def of_suite(record: Mapping[str, Any]) -> dict[str, Any]:
             **found["loss"],
             "cost_epochs": float(np.mean([search["epochs"] for search in row["searches"]])),
             "score": found["score"],
+            "means": {key: float(np.mean(row[key])) for key in FIGURES},
             "than_joint": {
                 key: paired(np.mean(row[key], axis=0).tolist(), start[key][0], lower_is_better=key == "loss")
                 for key in FIGURES
@@ -101,19 +102,22 @@ def headline(suites: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def table(suite: Mapping[str, Any]) -> str:
     """One suite as Markdown, the largest share first."""
     lines = [
-        "| method | gap closed, loss | gap closed, score | minus joint, loss | than joint | search, epochs | mixture |",
-        "|---|---|---|---|---|---|---|",
+        "| method | share of the gap, loss | test loss | minus joint | exact match | minus joint, points | search, epochs | mixture |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     methods = suite["methods"]
     for name in sorted(methods, key=lambda name: -methods[name]["gap_closed"]):
         row = methods[name]
-        against = row["than_joint"]["loss"]
+        loss, score = (row["than_joint"][key] for key in FIGURES)
         cells = [
             name,
             _share(row),
-            _share(row["score"]),
-            "" if name == "joint" else f"{against['value']:+.4f} ± {against['se']:.4f}".replace("-", "−"),
-            "" if name == "joint" else against["verdict"],
+            f"{row['means']['loss']:.4f}",
+            "" if name == "joint" else f"{loss['value']:+.4f} ± {loss['se']:.4f}".replace("-", "−"),
+            f"{100 * row['means']['score']:.1f} %",
+            ""
+            if name == "joint"
+            else f"{100 * score['value']:+.1f} ± {100 * score['se']:.1f}".replace("-", "−"),
             f"{row['cost_epochs']:.1f}",
             _mixture(row["searches"]),
         ]

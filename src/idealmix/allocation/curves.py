@@ -124,17 +124,15 @@ def fit(
     parts = attribution(matrix, names)
     at_n = np.array([at.volumes[name] for name in names])
     power, pull = [], []
-    for q in references:
-        part = parts[references.index(q)]
-        helped, fell = bool(np.isfinite(part).all()), 0 < at.losses[q] < base[q]
-        if not (helped and fell):
-            if weights.get(q, 0.0):
-                return (
-                    None,
-                    f"training did not lower the loss on {q}"
-                    if helped
-                    else f"no domain is known to help {q}",
-                )
+    for q, part in zip(references, parts):
+        why = ""
+        if not np.isfinite(part).all():
+            why = f"no domain is known to help {q}"
+        elif not 0 < at.losses[q] < base[q]:
+            why = f"training did not lower the loss on {q}"
+        if why and weights.get(q, 0.0):
+            return None, why
+        if why:
             power.append(0.0)
             pull.append((0.0,) * len(names))
             continue

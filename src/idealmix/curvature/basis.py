@@ -94,9 +94,12 @@ class Basis:
 
 def scaled_factors(A: Tensor, S: Tensor, metric: Metric | None) -> tuple[Tensor, Tensor]:
     """The factors of inputs c * a and gradients r * s."""
-    if metric is None:
-        return A, S
-    return A * torch.outer(metric.c, metric.c), S * torch.outer(metric.r, metric.r)
+    return (A, S) if metric is None else (_scaled(A, metric.c), _scaled(S, metric.r))
+
+
+def _scaled(factor: Tensor, scale: Tensor) -> Tensor:
+    """The factor of tokens times `scale`."""
+    return factor * torch.outer(scale, scale)
 
 
 def shared(A: Mapping[str, Tensor]) -> dict[str, str]:
@@ -179,8 +182,7 @@ def eigenbases(
             if owner != processes.rank or failed:
                 continue
             if name in scales:
-                scale = scales[name].c if letter == "A" else scales[name].r
-                factor = factor * torch.outer(scale, scale)
+                factor = _scaled(factor, scales[name].c if letter == "A" else scales[name].r)
             try:
                 values[letter, name], vectors = eigenbasis(factor, f"layer {name}, factor {letter}")
             except IdealmixError as error:
