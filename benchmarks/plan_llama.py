@@ -19,7 +19,7 @@ from idealmix.plan.machine import GIB, MACHINES
 from idealmix.plan.memory import Batch
 from idealmix.plan.phases import Phase, make_plan
 from idealmix.plan.shapes import Blueprint
-from idealmix.plan.work import Rows, Training, Work, curvature_part
+from idealmix.plan.work import Answers, Rows, Training, Work, curvature_part
 
 DOMAINS, ROWS, LENGTH, HELD_OUT = 4, 250, 512, 25
 MODEL = LlamaConfig(
@@ -57,9 +57,8 @@ def work(part: float) -> Work:
         reference_sets=4,
         samples=DOMAINS,
         tests=Rows.of([]),
-        prompts=0,
-        new_tokens=0,
-        answer=0,
+        answers=Answers(),
+        watched=Answers(),
         bytes_of_rows=0.0,
     )
 

@@ -42,10 +42,21 @@ class ReferenceSource(Source):
 
 
 class Score(Settings):
-    """A score: ``exact_match`` (a regex that takes the answer out), tests of generated code or a Python callable on a test set, or lm-eval's task."""
+    """A score: ``exact_match`` (a regex that takes the answer out), tests of generated code or a Python callable on a test set or on a reference set's deciding half, or lm-eval's task."""
 
     test: str | None = Field(
-        None, description="the test set's name; none for lm_eval, which brings its own rows"
+        None,
+        description="the test set's name: scored once, after the choice; none for lm_eval, which brings its own rows",
+    )
+    reference: str | None = Field(
+        None,
+        description="instead of test, a reference set's name: its deciding half is scored after every training",
+    )
+    max_decrease: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="with reference: the largest accepted fall from round 0; a mixture that falls by more is not kept; null: watched only",
     )
     exact_match: str | None = Field(None, description="regex; its first group (or whole match) is the answer")
     code_tests: str | None = Field(
@@ -72,10 +83,12 @@ class Score(Settings):
         kinds = (self.exact_match, self.code_tests, self.callable, self.lm_eval)
         if sum(kind is not None for kind in kinds) != 1:
             raise ValueError("give exactly one of exact_match, code_tests, callable and lm_eval")
-        if self.lm_eval is None and self.test is None:
-            raise ValueError("name the test set with test")
-        if self.lm_eval is not None and self.test is not None:
-            raise ValueError("a task of lm_eval brings its own rows: leave test out")
+        if self.lm_eval is None and (self.test is None) == (self.reference is None):
+            raise ValueError("name either the test set with test, or a reference set with reference")
+        if self.lm_eval is not None and (self.test or self.reference):
+            raise ValueError("a task of lm_eval brings its own rows: leave test and reference out")
+        if self.max_decrease is not None and self.reference is None:
+            raise ValueError("max_decrease is for scores on a reference set: no test set and no task decides")
         if self.metric is not None and self.lm_eval is None:
             raise ValueError("metric is of lm_eval's tasks alone")
         return self
@@ -279,7 +292,7 @@ class Config(Settings):
         dict[str, Annotated[Score, BeforeValidator(_task_alone)]], BeforeValidator(_none_is_empty)
     ] = Field(
         default_factory=dict,
-        description="scores by name: on test sets, or 'lm_eval:TASK'",
+        description="scores by name: on test sets, on the deciding halves of reference sets, or 'lm_eval:TASK'",
     )
     objective: Literal["mean_loss", "relative", "worst"] = Field(
         "mean_loss",
@@ -298,3 +311,13 @@ class Config(Settings):
     )
     seed: int = Field(0, ge=0, description="of every draw, order and sample")
     output: str = Field("runs/my-run", description="the run folder")
+
+    @property
+    def final_scores(self) -> dict[str, Score]:
+        """Those of test sets and tasks: made once, after the choice, and steering nothing."""
+        return {name: one for name, one in self.scores.items() if one.reference is None}
+
+    @property
+    def watched_scores(self) -> dict[str, Score]:
+        """Those on the deciding halves of reference sets: made after every training."""
+        return {name: one for name, one in self.scores.items() if one.reference is not None}

@@ -229,6 +229,8 @@ def _cross_checks(config: Config) -> Iterator[Problem]:
     for name, score in config.scores.items():
         if score.test is not None and score.test not in config.tests:
             yield ("scores", name, "test"), _absent(score.test, config.tests, "test set")
+        if score.reference is not None and score.reference not in config.references:
+            yield ("scores", name, "reference"), _absent(score.reference, config.references, "reference set")
         if score.exact_match is not None:
             try:
                 re.compile(score.exact_match)

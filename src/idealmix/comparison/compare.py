@@ -144,7 +144,7 @@ class _Comparison:
             "domains": list(config.domains),
             "references": list(config.references),
             "tests": list(config.tests),
-            "scores": list(config.scores),
+            "scores": list(config.final_scores),
             "seeds": seeds,
             "methods": methods,
             "warnings": list(self.inputs.warnings),

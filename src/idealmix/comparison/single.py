@@ -61,7 +61,7 @@ def _tell(config: Config, executor: Executor, final: Final, watch: Watch) -> Sto
     joint, phases = executor.final(executor.joint), executor.phases
     first = _as_round(0, joint)
     weights = {name: source.weight for name, source in config.references.items()}
-    goal = Goal(config.objective, weights, joint.evaluated.deciding)
+    goal = Goal(config.objective, weights, joint.evaluated.deciding, start_scores=[joint.evaluated.scores])
     story = Story(config, phases.evaluate("", None), goal, [first], warnings=list(executor.inputs.warnings))
     counts = final.mixed.mixture.counts
     state = LoopState.start(executor.joint, m=config.allocation.m, rounds=2, patience=0, keep="all")
@@ -71,12 +71,12 @@ def _tell(config: Config, executor: Executor, final: Final, watch: Watch) -> Sto
     if counts != executor.joint:
         for number in range(1, config.allocation.replicates + 1):
             other = config.seed + number * SEED_STRIDE
-            goal.replicates.append(
-                phases.replicate("", phases.mix("", executor.joint, other), other, None).deciding
-            )
-        new = _as_round(1, final)
+            again = phases.replicate("", phases.mix("", executor.joint, other), other, None)
+            goal.replicates.append(again.deciding)
+            goal.start_scores.append(again.scores)
+        new, of_new = _as_round(1, final), final.evaluated
         state = propose(state, first.allocation)
-        new.decision = judge(story, first, new)
+        new.decision = judge(config, goal, of_new.deciding, of_new.scores, joint.evaluated.deciding)
         taken = f"Ended: {config.method} is done; its mixture is taken, however it compares with joint."
         state = new.after = replace(next_step(state, new.decision), reason=taken)
         story.rounds.append(new)

@@ -16,7 +16,7 @@ from idealmix.plan.cost import Cost
 from idealmix.plan.machine import Machine
 from idealmix.plan.memory import Batch, Moments
 from idealmix.plan.shapes import Blueprint, Shape
-from idealmix.plan.work import GENERATED, Work
+from idealmix.plan.work import GENERATED, Answers, Work
 
 if TYPE_CHECKING:
     from idealmix.plan.shapes import Linear
@@ -157,7 +157,8 @@ class _Planner:
 
     def phases(self) -> list[Phase]:
         allocation = self.settings.allocation
-        train, evaluate, influence = self._train(), self._evaluate(), self._influence()
+        train, influence = self._train(), self._influence()
+        evaluate = [self._evaluate(), *self._generate("watched scores", self.work.watched)]
         again = allocation.rounds > 1
 
         def within(round: str, times: int, *phases: Phase) -> list[Phase]:
@@ -166,10 +167,10 @@ class _Planner:
         # a replicate's checkpoint is not kept, but lies there while it is evaluated
         passing = replace(train, disk=0.0, scratch=max(train.scratch, train.disk))
         later = allocation.rounds - 1
-        found = within("base", 1, evaluate) + within("round 0", 1, train, evaluate)
-        found += within("replicates", allocation.replicates if again else 0, passing, evaluate)
+        found = within("base", 1, *evaluate) + within("round 0", 1, train, *evaluate)
+        found += within("replicates", allocation.replicates if again else 0, passing, *evaluate)
         found += within("round 0", int(again), *influence)
-        found += within("later rounds", later, train, evaluate)
+        found += within("later rounds", later, train, *evaluate)
         found += within("later rounds", max(0, later - 1), *influence)  # none after the last round
         if len(self.work.tests.lengths):
             found += within("tests", 3 if again else 2, *self._tests())
@@ -284,23 +285,26 @@ class _Planner:
         return store == "disk" or (store == "auto" and wide > max(12 * self.shape.parameters, SMALL))
 
     def _tests(self) -> list[Phase]:
-        work, rows = self.work, self.work.tests
+        rows = self.work.tests
         batches = rows.batches(self.settings.influence.batch_tokens)
         moments = self._on_host(
             memory.evaluation(self.shape, _largest(batches), self.dtype), OVERHEAD_MEASURING
         )
-        found = [
-            self._phase("test losses", rows.tokens, cost.evaluation(self.shape, *_padded(batches)), moments)
-        ]
-        if work.prompts:
-            at_once = min(work.prompts, max(1, GENERATED // work.answer))
-            held = memory.generation(self.shape, at_once, work.answer, self.dtype)
-            # one token at a time for all rows of a batch: the weights are read for each, which memory's speed limits;
-            # counted as passes at a tenth of the share
-            each = cost.evaluation(self.shape, 10.0 * work.new_tokens, float(work.answer))
-            moments = self._on_host(held, OVERHEAD_MEASURING)
-            found.append(self._phase("test scores", work.new_tokens, each, moments))
-        return found
+        losses = self._phase(
+            "test losses", rows.tokens, cost.evaluation(self.shape, *_padded(batches)), moments
+        )
+        return [losses, *self._generate("test scores", self.work.answers)]
+
+    def _generate(self, name: str, answers: Answers) -> list[Phase]:
+        """The answers for scores; none where there are none."""
+        if not answers.prompts:
+            return []
+        at_once = min(answers.prompts, max(1, GENERATED // answers.longest))
+        held = memory.generation(self.shape, at_once, answers.longest, self.dtype)
+        # one token at a time for all rows of a batch: the weights are read for each, which memory's speed limits;
+        # counted as passes at a tenth of the share
+        each = cost.evaluation(self.shape, 10.0 * answers.new_tokens, float(answers.longest))
+        return [self._phase(name, answers.new_tokens, each, self._on_host(held, OVERHEAD_MEASURING))]
 
     def _on_host(self, moments: Moments, overhead: float) -> Moments:
         """On a CPU, what the sizes do not tell, and reading the checkpoint."""

@@ -85,6 +85,34 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Answers:
+    """What is generated for scores.
+
+    Attributes:
+        prompts, new_tokens: answers, and their longest tokens in all.
+        longest: tokens of the longest prompt with its answer.
+    """
+
+    prompts: int = 0
+    new_tokens: int = 0
+    longest: int = 0
+
+    @classmethod
+    def of(cls, scores: Sequence[tuple[Pool | None, config.Score]]) -> Answers:
+        """Of exact match and tests of code; what a user's function or lm-eval generates is not known beforehand."""
+        asked = [
+            (min(len(pool), score.rows or len(pool)), score.max_new_tokens, int(pool.tokens.max()))
+            for pool, score in scores
+            if pool is not None and (score.exact_match or score.code_tests) is not None
+        ]
+        return cls(
+            sum(number for number, _, _ in asked),
+            sum(number * new for number, new, _ in asked),
+            max((tokens + new for _, new, tokens in asked), default=0),
+        )
+
+
+@dataclass(frozen=True)
 class Work:
     """Everything that a run reads.
 
@@ -94,7 +122,7 @@ class Work:
         passes: rows of each pass of the influence stage, by its name in `influence_stage`.
         reference_sets, samples: how many responses of each kind the influence stage holds.
         tests: rows of the test sets.
-        prompts, new_tokens: generated answers and their longest tokens in all; `answer`: of the longest row.
+        answers, watched: generated for the scores of test sets, and for those of one evaluation.
         bytes_of_rows: of the final mixture's files, about.
     """
 
@@ -104,9 +132,8 @@ class Work:
     reference_sets: int
     samples: int
     tests: Rows
-    prompts: int
-    new_tokens: int
-    answer: int
+    answers: Answers
+    watched: Answers
     bytes_of_rows: float
 
 
@@ -137,12 +164,6 @@ def count(settings: config.Config, inputs: Inputs, *, widest: int) -> Work:
         "domains": [*drawn, *unused],
         "reference rows": held_out,
     }
-    scored = [
-        (inputs.tests[score.test], score)
-        for score in settings.scores.values()
-        if score.exact_match is not None and score.test is not None
-    ]
-    asked = [(min(len(pool), score.rows or len(pool)), score.max_new_tokens, pool) for pool, score in scored]
     return Work(
         training=_training(settings, inputs, mixture),
         references=_rows(halves),
@@ -150,9 +171,10 @@ def count(settings: config.Config, inputs: Inputs, *, widest: int) -> Work:
         reference_sets=len(held_out),
         samples=sum(1 for sample in [*drawn, *unused] if sample.rows),
         tests=_rows(list(inputs.tests.values())),
-        prompts=sum(number for number, _, _ in asked),
-        new_tokens=sum(number * new for number, new, _ in asked),
-        answer=max((int(pool.tokens.max()) + new for _, new, pool in asked), default=0),
+        answers=Answers.of([(inputs.tests.get(s.test or ""), s) for s in settings.final_scores.values()]),
+        watched=Answers.of(
+            [(inputs.deciding_halves[str(s.reference)], s) for s in settings.watched_scores.values()]
+        ),
         # a token is some four characters of text
         bytes_of_rows=4.0 * mixture.tokens + 200.0 * mixture.rows,
     )

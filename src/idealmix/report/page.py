@@ -163,6 +163,10 @@ def _losses(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         each = [(r.get("losses") or {}).get(q) for r in rounds]
         note = "weight 0: watched only" if weight == 0 else f"weight {weight:g}"
         series.append((q, note, each, (base.get(q) or {}).get("mean")))
+    for name in rounds[0].get("scores") or {}:
+        untrained = ((result.get("base") or {}).get("watched_scores") or {}).get(name) or {}
+        each = [(r.get("scores") or {}).get(name) for r in rounds]
+        series.append((name, "score on the same half, higher is better", each, untrained.get("mean")))
     panels = []
     for name, note, each, untrained in series:
         points = []

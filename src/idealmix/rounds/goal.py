@@ -1,7 +1,7 @@
 """The run's objective, bound to its weights and to round 0, so that the loop need not carry them.
 
-Flows in: the objective's name, weights, round 0's losses. Flows out: values, differences and gradients of
-`idealmix.evaluation.objective`, and the seed's share of their error.
+Flows in: the objective's name, weights, round 0's losses and watched scores. Flows out: values, differences and gradients of
+`idealmix.evaluation.objective`, how far a loss rose or a score fell from round 0, and the seed's share of their error.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import numpy as np
 
 from idealmix.decision import Difference
 from idealmix.evaluation.objective import objective_difference, objective_gradient, objective_value
+from idealmix.evaluation.score_result import ScoreResult
 from idealmix.evaluation.set_loss import Estimate, SetLoss, paired_difference
 
 Losses = Mapping[str, SetLoss]
+Scores = Mapping[str, ScoreResult]
 
 
 @dataclass
@@ -27,12 +29,14 @@ class Goal:
         objective, weights: as configured.
         start: round 0's losses on the deciding halves.
         replicates: the same of round 0's other seeds.
+        start_scores: the watched scores of round 0 and of its other seeds.
     """
 
     objective: str
     weights: Mapping[str, float]
     start: Losses
     replicates: list[Losses] = field(default_factory=list)
+    start_scores: list[Scores] = field(default_factory=list)
 
     def value(self, losses: Losses) -> Estimate:
         """The objective with its row-clustered error."""
@@ -60,6 +64,21 @@ class Goal:
         found = paired_difference(new[name], _mean(every)[name])
         seeds = [losses[name].mean for losses in every]
         return Difference(*found, _deviation(seeds), len(seeds), old_runs=len(seeds))
+
+    def fall(self, new: ScoreResult) -> Difference:
+        """How far a watched score lies below its mean over round 0's trainings, paired by row, with the seeds' spread.
+
+        Where a user's function gives no figure for each row, the rows' error is not known, and left out.
+        """
+        every = [scores[new.name] for scores in self.start_scores]
+        means = [one.mean for one in every]
+        value, se, rows = float(np.mean(means)) - new.mean, 0.0, 1
+        if new.per_row and all(one.per_row for one in every):
+            before = {row: float(np.mean([(one.per_row or {})[row] for one in every])) for row in new.per_row}
+            falls = np.array([before[row] - now for row, now in new.per_row.items()])
+            rows = falls.size
+            se = float(falls.std(ddof=1) / math.sqrt(rows)) if rows > 1 else 0.0
+        return Difference(value, se, max(1, rows - 1), _deviation(means), len(means), old_runs=len(means))
 
     def seed_spread(self) -> tuple[float | None, float]:
         """The objective's standard deviation between seeds of round 0, and the number of seeds that it is worth.

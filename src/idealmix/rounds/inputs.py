@@ -103,9 +103,6 @@ def load_inputs(config: Config, watch: Watch) -> Inputs:
         for warning in pool.report.warnings:
             watch.warn(f"{block}.{name}: {warning}")
     check_leaks(pools["domains"], pools["references"], pools["tests"])
-    for name, setting in config.scores.items():
-        if setting.test is not None:
-            check_rows(name, setting, pools["tests"][setting.test])
     halves = {}
     for name, pool in pools["references"].items():
         if len(pool) < 4:
@@ -115,6 +112,11 @@ def load_inputs(config: Config, watch: Watch) -> Inputs:
                 mend="give it at least 4 rows; 30 to 300 serve well",
             )
         halves[name] = split_reference(pool, config.seed)
+    for name, setting in config.scores.items():
+        if setting.test is not None:
+            check_rows(name, setting, pools["tests"][setting.test])
+        elif setting.reference is not None:
+            check_rows(name, setting, halves[setting.reference][1])
     return Inputs(
         tokenizer=tokenizer,
         domains=pools["domains"],

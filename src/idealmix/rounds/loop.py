@@ -17,7 +17,7 @@ import yaml
 from idealmix import configfile
 from idealmix.allocation import Allocation, allocate, start_counts
 from idealmix.config import Config
-from idealmix.decision import Decision, LoopState, decide, next_step, propose
+from idealmix.decision import Decision, LoopState, next_step, propose
 from idealmix.errors import InputError
 from idealmix.influence_matrix import InfluenceMatrix
 from idealmix.rounds import result, tables
@@ -25,6 +25,7 @@ from idealmix.rounds.evidence import curves, limits, objective_slopes
 from idealmix.rounds.folder import RunFolder, write_json, write_text
 from idealmix.rounds.goal import Goal
 from idealmix.rounds.inputs import Inputs, load_inputs
+from idealmix.rounds.judgement import judge
 from idealmix.rounds.outlook import Outlook, outlook
 from idealmix.rounds.phases import Evaluated, Mixed, Phases, Trained
 from idealmix.rounds.signatures import signatures
@@ -145,7 +146,7 @@ def tell(config: Config, inputs: Inputs, phases: Phases, watch: Watch) -> Story:
     # the same number of optimiser steps for every mixture of a held budget: only the mixture differs
     steps = (first.trained.record.steps or None) if allocation.budget.hold else None
     weights = {name: source.weight for name, source in config.references.items()}
-    goal = Goal(config.objective, weights, first.evaluated.deciding)
+    goal = Goal(config.objective, weights, first.evaluated.deciding, start_scores=[first.evaluated.scores])
     story = Story(config, base, goal, [first], warnings=list(inputs.warnings))
     # replicates tell the noise of the seed, which only a second round is compared with
     for number in range(1, allocation.replicates + 1 if allocation.rounds > 1 else 1):
@@ -153,6 +154,7 @@ def tell(config: Config, inputs: Inputs, phases: Phases, watch: Watch) -> Story:
         mixed = phases.mix(f"round-0/replicate-{number}-draw", counts, other)
         again = phases.replicate(f"round-0/replicate-{number}", mixed, other, steps)
         goal.replicates.append(again.deciding)
+        goal.start_scores.append(again.scores)
     state = LoopState.start(
         counts,
         m=allocation.m,
@@ -197,7 +199,8 @@ def tell(config: Config, inputs: Inputs, phases: Phases, watch: Watch) -> Story:
         if state.action == "end":
             break
         new = _train_round(phases, last.index + 1, step.m, step.counts, seed, steps)
-        new.decision = judge(story, best, new)
+        of_new = new.evaluated
+        new.decision = judge(config, goal, of_new.deciding, of_new.scores, best.evaluated.deciding)
         state = new.after = next_step(state, new.decision)
         story.rounds.append(new)
         watch.table(*tables.round_table(story, new))
@@ -238,17 +241,6 @@ def _train_round(
     mixed = phases.mix(where, counts, seed)
     trained = phases.train(where, mixed, seed, steps)
     return Round(index, m, mixed, trained, phases.evaluate(where, trained))
-
-
-def judge(story: Story, incumbent: Round, new: Round) -> Decision:
-    """Whether a new round is better than the incumbent, within the constraints."""
-    losses = new.evaluated.deciding
-    constraints = {
-        name: (story.goal.rise(name, losses), constraint.max_increase)
-        for name, constraint in story.config.constraints.items()
-    }
-    lean = story.config.allocation.keep == "leaning"
-    return decide(story.goal.difference(losses, incumbent.evaluated.deciding), constraints, lean=lean)
 
 
 def _sizes(inputs: Inputs) -> dict[str, int]:

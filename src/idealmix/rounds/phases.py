@@ -10,17 +10,18 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from idealmix.config import Config
+from idealmix.config import Config, Score
 from idealmix.data.materialise import export_jsonl
 from idealmix.data.mixture import Mixture, draw
 from idealmix.data.pools import Pool
 from idealmix.errors import IdealmixError
 from idealmix.evaluation.loss import reference_loss
+from idealmix.evaluation.score_result import ScoreResult
 from idealmix.evaluation.scores import score, score_digest
 from idealmix.evaluation.set_loss import SetLoss
 from idealmix.influence_matrix import InfluenceMatrix
@@ -60,11 +61,12 @@ class Trained:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Losses on both halves of every reference set, by name."""
+    """Losses on both halves of every reference set, by name, and the watched scores on deciding halves."""
 
     deciding: dict[str, SetLoss]
     gradient: dict[str, SetLoss]
     artifact: Artifact
+    scores: dict[str, ScoreResult] = field(default_factory=dict)
 
 
 class Phases:
@@ -119,7 +121,7 @@ class Phases:
         return Trained(TrainingRecord.read(artifact.path / "record.json"), artifact)
 
     def evaluate(self, where: str, trained: Trained | None) -> Evaluated:
-        """Losses on the reference sets; `trained` None: of the base model."""
+        """Losses on the reference sets, and the watched scores; `trained` None: of the base model."""
         artifact = self._do(
             f"{where}/evaluation.json",
             self._title(where, "evaluating"),
@@ -203,7 +205,7 @@ class Phases:
     @property
     def scored(self) -> bool:
         """Whether there is anything to score: test sets, or tasks that bring their own rows."""
-        return bool(self.inputs.tests or self.config.scores)
+        return bool(self.inputs.tests or self.config.final_scores)
 
     def score(self, where: str, trained: Trained | None) -> dict[str, Any]:
         """Losses and scores on the test sets: ``{"tests": {name: SetLoss}, "scores": {name: ScoreResult}}``."""
@@ -213,12 +215,9 @@ class Phases:
             model = self._model(trained)
             losses = self._losses(model, list(self.inputs.tests.items()))
             scores = {
-                name: score(
-                    name, model, self.inputs.tokenizer, self.inputs.tests.get(setting.test or ""), setting,
-                    progress=partial(self._rows, name),
-                ).to_json()
-                for name, setting in config.scores.items()
-            }  # fmt: skip
+                name: self._score(name, setting, model, self.inputs.tests.get(setting.test or ""))
+                for name, setting in config.final_scores.items()
+            }
             write_json(part, {"tests": {name: loss.to_json() for name, loss in losses}, "scores": scores})
 
         artifact = self._do(
@@ -227,10 +226,7 @@ class Phases:
             {
                 **self._model_key(trained),
                 "tests": self.inputs.digests("tests"),
-                "scores": {
-                    name: [setting.model_dump(mode="json"), score_digest(name, setting)]
-                    for name, setting in config.scores.items()
-                },
+                "scores": _score_keys(config.final_scores),
             },
             produce,
         )
@@ -299,7 +295,11 @@ class Phases:
         return {"model": self.config.model, "content": self.inputs.model_digest, "dtype": dtype}
 
     def _reference_key(self) -> dict[str, Any]:
-        return {half: self.inputs.digests(half) for half in ("deciding_halves", "gradient_halves")}
+        key: dict[str, Any] = {
+            half: self.inputs.digests(half) for half in ("deciding_halves", "gradient_halves")
+        }
+        watched = self.config.watched_scores
+        return key | ({"scores": _score_keys(watched)} if watched else {})
 
     def _model(self, trained: Trained | None) -> Any:
         """The model, loaded once for the phases that follow each other."""
@@ -324,7 +324,18 @@ class Phases:
         losses = self._losses(
             model, [(half, pool) for half, pools in halves.items() for pool in pools.values()]
         )
-        return {half: {loss.name: loss.to_json() for of, loss in losses if of == half} for half in halves}
+        found: dict[str, Any] = {
+            half: {loss.name: loss.to_json() for of, loss in losses if of == half} for half in halves
+        }
+        watched = {
+            name: self._score(name, setting, model, self.inputs.deciding_halves[str(setting.reference)])
+            for name, setting in self.config.watched_scores.items()
+        }
+        return found | ({"scores": watched} if watched else {})
+
+    def _score(self, name: str, setting: Score, model: Any, pool: Pool | None) -> dict[str, Any]:
+        progress = partial(self._rows, name)
+        return score(name, model, self.inputs.tokenizer, pool, setting, progress=progress).to_json()
 
     def _losses(self, model: Any, sets: Sequence[tuple[str, Pool]]) -> list[tuple[str, SetLoss]]:
         """The loss on each set under its label; progress counts tokens over all of them."""
@@ -352,7 +363,16 @@ def _evaluated(artifact: Artifact, path: Path | None = None) -> Evaluated:
         half: {name: SetLoss.from_json(sets) for name, sets in data[half].items()}
         for half in ("deciding", "gradient")
     }
-    return Evaluated(halves["deciding"], halves["gradient"], artifact)
+    scores = {name: ScoreResult.from_json(one) for name, one in data.get("scores", {}).items()}
+    return Evaluated(halves["deciding"], halves["gradient"], artifact, scores)
+
+
+def _score_keys(scores: Mapping[str, Score]) -> dict[str, Any]:
+    """What the figures of these scores depend on, beside the model and the rows."""
+    return {
+        name: [setting.model_dump(mode="json", exclude={"max_decrease"}), score_digest(name, setting)]
+        for name, setting in scores.items()
+    }
 
 
 @contextlib.contextmanager

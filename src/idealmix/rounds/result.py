@@ -11,11 +11,13 @@ import math
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from idealmix import __version__
+from idealmix.evaluation.score_result import ScoreResult
 from idealmix.evaluation.set_loss import SetLoss, paired_difference
 from idealmix.rounds.folder import RunFolder
 
@@ -48,6 +50,7 @@ def assemble(story: Story, inputs: Inputs, folder: RunFolder) -> dict[str, Any]:
             "losses": _losses(story.base.deciding),
             "objective": _objective(story, story.base.deciding),
             **_scored(story.scores.get("base")),
+            "watched_scores": _figures(story.base.scores),
         },
         "replicates": {
             "count": len(story.goal.replicates),
@@ -127,6 +130,7 @@ def _round(story: Story, one: Round, inputs: Inputs) -> dict[str, Any]:
         "losses": _losses(one.evaluated.deciding),
         "gradient_half_losses": _losses(one.evaluated.gradient),
         "objective": _objective(story, one.evaluated.deciding),
+        "scores": _figures(one.evaluated.scores),
         "difference": None
         if decision is None
         else {"value": decision.value, "se": decision.se, "dof": finite(decision.dof), "p": decision.p},
@@ -153,6 +157,10 @@ def _loss(loss: SetLoss) -> dict[str, Any]:
     }
 
 
+def _figures(scores: Mapping[str, ScoreResult]) -> dict[str, Any]:
+    return {name: {"mean": one.mean, "se": one.se, "n": one.n} for name, one in scores.items()}
+
+
 def _objective(story: Story, sets: dict[str, SetLoss]) -> dict[str, Any]:
     value, se, _ = story.goal.value(sets)
     return {"value": value, "se": finite(se)}
@@ -164,9 +172,7 @@ def _scored(scored: dict[str, Any] | None) -> dict[str, Any]:
         return {"tests": {}, "scores": {}}
     return {
         "tests": {name: _loss(SetLoss.from_json(loss)) for name, loss in scored["tests"].items()},
-        "scores": {
-            name: {key: found[key] for key in ("mean", "se", "n")} for name, found in scored["scores"].items()
-        },
+        "scores": _figures({name: ScoreResult.from_json(one) for name, one in scored["scores"].items()}),
     }
 
 

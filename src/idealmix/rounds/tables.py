@@ -42,6 +42,11 @@ def round_table(story: Story, one: Round) -> Table:
             *(_with_error(*story.goal.value(losses)[:2]) for losses in earlier),
         ]
     )
+    scored = [story.base.scores, *([] if one is first else [first.evaluated.scores]), one.evaluated.scores]
+    rows += [
+        [f"{name}: score on its reference set", *(_score_cell(scores[name].to_json()) for scores in scored)]
+        for name in one.evaluated.scores
+    ]
     return title, columns, rows
 
 

@@ -14,11 +14,12 @@ import yaml
 from pydantic import ValidationError
 
 from idealmix.config import Config
-from idealmix.decision import Decision, decide
 from idealmix.errors import InputError
+from idealmix.evaluation.score_result import ScoreResult
 from idealmix.evaluation.set_loss import SetLoss, known
 from idealmix.rounds.folder import read_json
-from idealmix.rounds.goal import Goal, Losses
+from idealmix.rounds.goal import Goal, Losses, Scores
+from idealmix.rounds.judgement import judge
 
 
 def read_config(run: Path) -> Config:
@@ -71,13 +72,15 @@ def partial(run: Path) -> dict[str, Any] | None:
 def _partial(run: Path, config: Config, done: Mapping[str, float], folders: list[str]) -> dict[str, Any]:
     halves = [_losses(run / where / "evaluation.json") for where in folders]
     weights = {name: source.weight for name, source in config.references.items()}
-    goal = Goal(config.objective, weights, halves[0][0])
+    scores = [_scores(run / where / "evaluation.json") for where in folders]
+    goal = Goal(config.objective, weights, halves[0][0], start_scores=[scores[0]])
     for name in done:
         if name.startswith("round-0/replicate-") and not name.endswith(".json"):
             goal.replicates.append(_losses(run / name / "evaluation.json")[0])
+            goal.start_scores.append(_scores(run / name / "evaluation.json"))
     rounds, best = [], 0
     for index, (where, (deciding, gradient)) in enumerate(zip(folders, halves)):
-        decision = _judged(config, goal, deciding, halves[best][0]) if index else None
+        decision = judge(config, goal, deciding, scores[index], halves[best][0]) if index else None
         if decision and (decision.kept or config.method == "ideal-paper"):
             best = index
         rounds.append({
@@ -85,6 +88,7 @@ def _partial(run: Path, config: Config, done: Mapping[str, float], folders: list
             "losses": {name: _figures(loss) for name, loss in deciding.items()},
             "gradient_half_losses": {name: _figures(loss) for name, loss in gradient.items()},
             "objective": {"value": goal.value(deciding).value, "se": known(goal.value(deciding).se)},
+            "scores": {name: {"mean": s.mean, "se": s.se, "n": s.n} for name, s in scores[index].items()},
             "difference": decision and {k: getattr(decision, k) for k in ("value", "se", "dof", "p")},
             "difference_from_start": _from_start(goal, deciding) if index else None,
             "decision": decision.outcome if decision else "start",
@@ -140,10 +144,9 @@ def _losses(path: Path) -> tuple[Losses, Losses]:
     return deciding, gradient
 
 
-def _judged(config: Config, goal: Goal, new: Losses, incumbent: Losses) -> Decision:
-    limits = {name: (goal.rise(name, new), limit.max_increase) for name, limit in config.constraints.items()}
-    lean = config.allocation.keep == "leaning"
-    return decide(goal.difference(new, incumbent), limits, lean=lean)
+def _scores(path: Path) -> Scores:
+    """The watched scores."""
+    return {name: ScoreResult.from_json(one) for name, one in read_json(path).get("scores", {}).items()}
 
 
 def _from_start(goal: Goal, new: Losses) -> dict[str, float | None]:
