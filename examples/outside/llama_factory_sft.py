@@ -43,7 +43,7 @@ def main(model: str, train_file: str, output_dir: str) -> int:
     settings = {
         "model_name_or_path": model, "dataset_dir": str(output), "dataset": "mixture", "output_dir": str(output), **SETTINGS,
     }  # fmt: skip
-    path = output / "train.json"  # it reads JSON as well as YAML
+    path = output / "train.yaml"  # JSON is YAML; its own way of reading a .json file fails (0.9.5)
     path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
     return subprocess.run(["llamafactory-cli", "train", str(path)]).returncode
 
