@@ -96,7 +96,7 @@ def test_an_unknown_task_is_told_with_the_nearest() -> None:
     ("given", "text"),
     [
         ({"lm_eval": "gsm8k", "test": "count"}, "brings its own rows"),
-        ({"exact_match": "x"}, "name the test set"),
+        ({"exact_match": "x"}, "name either the test set"),
         ({"lm_eval": "gsm8k", "exact_match": "x"}, "exactly one of"),
         ({"test": "count", "exact_match": "x", "metric": "acc"}, "metric is of lm_eval's tasks alone"),
     ],
