@@ -25,12 +25,17 @@ ORDER = (
     "doge",
     "doremi",
     "dynamixsft",
+    "ideal-finite",
+    "ideal-unrolled",
     "ideal-paper",
     "regmix",
     "dmo",
     "random-mean",
 )
 """Rows of the table in the order in which they are measured: any stop leaves a table."""
+
+RESPONSES = {"ideal-finite": "finite", "ideal-unrolled": "unrolled"}
+"""Rows that are `ideal` with another `influence.response` than the default."""
 
 EQUAL_COST = ("random", "regmix", "dmo")
 """Searches whose length is free: they are given as many epochs as IDEAL spent."""
@@ -100,6 +105,8 @@ def made(name: str, problem: Problem, trainings: float | None) -> Method:
         return WideSearch()
     if name == "drop-worst":
         return DropWorst()
+    if name in RESPONSES:
+        return load_method("ideal", None)
     if name not in EQUAL_COST:
         # the paper's interval of 50 steps would give one reward in a training this short
         return load_method(name, {"dynamixsft": {"interval": 5}}.get(name))

@@ -8,6 +8,7 @@ from curvature_helpers import rows, tiny
 from test_curvature_dense import MODELS, close, llama
 
 from idealmix.curvature import Collector, fit_curvature, make_batches, select_layers, sum_gradient
+from idealmix.curvature.dense import DenseExact, Written
 from idealmix.curvature.exact import Exact, Solved, conjugate_gradients, constant, parameter_names
 from idealmix.curvature.gauss_newton import GaussNewton
 from idealmix.errors import IdealmixError, InputError
@@ -114,6 +115,36 @@ def test_the_response_of_layers_is_the_dense_inverse(case, guide):
         assert relative(found[layer.name], layer.matrix(expected)) < error(model, 1e-6, 1e-2)
     assert exact.solved[0].residual <= error(model, 1e-8, 1e-5)
     assert 1 < exact.solved[0].iterations < 3000
+
+
+def test_the_written_matrix_answers_for_all_layers_and_for_each_alone():
+    model, data = tiny(), rows(3)
+    layers, batches, dense = select_layers(model)[1:3], make_batches(data, 30), Dense(model, data)
+    names = [name for layer in layers for name in parameter_names(layer)]
+    matrix = GaussNewton(model, batches, names)
+    damping = {layer.name: 0.01 * (number + 1) for number, layer in enumerate(layers)}
+    exact = DenseExact(Written(matrix), layers, damping)
+    gradient = sum_gradient(Collector(model, layers), batches).mean()
+    together = exact.respond_all(gradient)
+
+    def inverse(of):
+        chosen = [name for layer in of for name in parameter_names(layer)]
+        H, g = dense.of(chosen)
+        shift = [
+            torch.full((dense.parameters[name].numel(),), damping[layer.name], dtype=torch.float64)
+            for layer in of
+            for name in parameter_names(layer)
+        ]
+        parts = torch.linalg.solve(H + torch.diag(torch.cat(shift)), g).split([len(s) for s in shift])
+        named = {n: part.view_as(dense.parameters[n]) for n, part in zip(chosen, parts)}
+        return {layer.name: layer.matrix(named) for layer in of}
+
+    coupled = inverse(layers)
+    for layer in layers:
+        close(together[layer.name], coupled[layer.name])
+        alone = exact.respond(layer.name, gradient[layer.name])
+        close(alone, inverse([layer])[layer.name])
+        assert relative(alone, together[layer.name]) > 0.01  # the layers are coupled
 
 
 def test_the_response_of_all_parameters_is_the_dense_inverse(case):

@@ -153,7 +153,8 @@ def measure_fidelity(
         all_parameters: measure what the parameters outside the layers change.
         tolerance: of the solutions' relative residuals.
         written: write the matrix out instead of solving by conjugate gradients; for models of a few thousand parameters, in
-            float64. One system is solved both ways, and has to agree to `AGREED`.
+            float64. One system is solved both ways, and has to agree to `AGREED`. The matrix's blocks by layer ("block") are then
+            one more curvature: what its cosine lacks is lost by every curvature that takes layers one by one.
         watch: told what begins.
 
     Raises:
@@ -198,6 +199,8 @@ def measure_fidelity(
         solved += exact.solved
         default = true if multiple == 1 else default
         approximation.append(_nearness("identity", multiple, parts(lambda name, G: G), true, sets))
+        if isinstance(exact, DenseExact):
+            approximation.append(_nearness("block", multiple, parts(exact.respond), true, sets))
         for kind, curvature in fitted.items():
             damped = curvature.with_damping(rho * multiple)
             damped.damping = dict(exact.damping)  # the same absolute values for all
