@@ -39,7 +39,7 @@ def work(part: float) -> Work:
     """Rows of one length, half of it supervised; every drawn row is measured, none is left unused."""
 
     def rows(sets: int, number: int) -> Rows:
-        return Rows.of([([LENGTH] * number, [LENGTH // 2] * number)] * sets)
+        return Rows.of([([LENGTH] * number, [LENGTH // 2] * number, [LENGTH // 2] * number)] * sets)
 
     fitted, measured, held_out = rows(DOMAINS, round(part * ROWS)), rows(DOMAINS, ROWS), rows(4, HELD_OUT)
     return Work(

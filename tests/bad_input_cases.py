@@ -233,6 +233,26 @@ config("an unknown unit", "allocation.budget.unit", "allocation.budget.unit=word
 config("a limit on nobody", "no reference set is called", "constraints={conut: {max_increase: 0.1}}")
 config("a negative limit", "constraints.count.max_increase", "constraints={count: {max_increase: -1}}")
 config("a score of no test set", "no test set is called", "scores={s: {test: maths, exact_match: x}}")
+config(
+    "a score of no reference set",
+    "no reference set is called",
+    "scores={s: {reference: maths, exact_match: x}}",
+)
+config(
+    "a score of a test set and a reference set",
+    "either the test set",
+    "scores={s: {test: count, reference: count, exact_match: x}}",
+)
+config(
+    "a test set that is to decide",
+    "no test set and no task decides",
+    "scores={s: {test: count, exact_match: x, max_decrease: 0.1}}",
+)
+config(
+    "a negative limit on a score's fall",
+    "scores.s.max_decrease",
+    "scores={s: {reference: count, exact_match: x, max_decrease: -1}}",
+)
 config("a score of two kinds", "exactly one of", "scores={s: {test: count, exact_match: x, callable: 'a:b'}}")
 config("a regex that is none", "not a regular expression", "scores={s: {test: count, exact_match: '('}}")
 config("a function that is not there", "scores.s", "scores={s: {test: count, callable: 'no_such_module:f'}}")

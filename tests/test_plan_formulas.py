@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from transformers import LlamaConfig
 
@@ -100,19 +102,19 @@ def test_layer_matrices_by_hand() -> None:
 
 
 def test_influence_memory_by_hand() -> None:
-    kept, batch = Kept(0.0, 0.0), Batch(1, 1, 0)
+    names = ("covariances", "eigenvalues", "references", "domains", "reference rows")
+    passes = dict.fromkeys(names, (Batch(1, 1, 0), Kept(0.0, 0.0)))
     held = memory.influence(
-        SHAPE, LAYERS, batch, kept, "float32", curvature="ekfac", references=3, samples=4, accelerator=True
+        SHAPE, LAYERS, passes, "float32", curvature="ekfac", references=3, samples=4, accelerator=True
     )
     head, signal = 4.0 * 20, 8.0 * (7 + 10)
     m, bases = 4.0 * 42, 4.0 * (58 + 38)
     rows, queries = 84.0, 4 * 84.0
-    assert held["domains"] == 4000 + bases + m + 7 * m + head + max(signal, rows + queries + 84)
+    assert held["domains"] == 4000 + bases + m + 7 * m + max(head, signal, rows + queries + 84)
     disk = memory.influence(
         SHAPE,
         LAYERS,
-        batch,
-        kept,
+        passes,
         "float32",
         curvature="ekfac",
         references=3,
@@ -122,10 +124,33 @@ def test_influence_memory_by_hand() -> None:
     )
     assert held["domains"] - disk["domains"] == bases + m + 6 * m  # one gradient is always in memory
     plain = memory.influence(
-        SHAPE, LAYERS, batch, kept, "float32", curvature="identity", references=3, samples=4, accelerator=True
+        SHAPE, LAYERS, passes, "float32", curvature="identity", references=3, samples=4, accelerator=True
     )
     assert plain["covariances"] == plain["eigenvalues"] == 0
     assert held["domains"] - plain["domains"] == bases + m
+
+
+def test_each_pass_counts_its_own_batch_and_the_logits_that_are_made() -> None:
+    words = replace(SHAPE, vocabulary=1000)
+
+    def moments(**batches: Batch) -> dict[str, float]:
+        names = ("covariances", "eigenvalues", "references", "domains", "reference rows")
+        passes = {name: (batches.get(name.split()[0], Batch(1, 4, 0, 0)), Kept(0.0, 100.0)) for name in names}
+        return memory.influence(
+            words, LAYERS, passes, "float32", curvature="ekfac", references=1, samples=1, accelerator=True
+        )
+
+    one, wider = moments(), moments(covariances=Batch(3, 4, 0, 0))
+    assert wider["covariances"] - one["covariances"] == 2 * 100 + 2 * 4 * 8.0 * (7 + 10)
+    assert all(wider[name] == one[name] for name in one if name != "covariances")
+    some, whole = moments(domains=Batch(1, 4, 0, 3)), moments(domains=Batch(1, 4, 0))
+    assert whole["domains"] - some["domains"] == 4 * 1000
+
+
+def test_logits_are_made_everywhere_where_the_head_is_measured() -> None:
+    blueprint = Blueprint(llama())
+    assert blueprint.selects("linear")
+    assert not blueprint.selects(["lm_head"])
 
 
 def test_costs_by_hand() -> None:
@@ -142,13 +167,14 @@ def test_batches_are_grouped_as_measuring_groups_them() -> None:
     from idealmix.curvature import make_batches
 
     lengths = [3, 9, 4, 4, 7, 2]
-    rows = Rows.of([(lengths, [n - 1 for n in lengths]), ([5], [4])])
+    rows = Rows.of([(lengths, [n - 1 for n in lengths], [1] * 6), ([5], [4], [2])])
     made = make_batches([(str(i), [1] * n, [1] * n, 1.0) for i, n in enumerate(lengths)], 12)
     assert [(b.rows, b.length) for b in rows.batches(12)] == [
         *(tuple(b.input_ids.shape) for b in made),
         (1, 5),
     ]
     assert sum(b.supervised for b in rows.batches(12)) == sum(lengths) - 6 + 4
+    assert [b.columns for b in rows.batches(12)] == [*(b.length - 1 for b in rows.batches(12)[:-1]), 3]
 
 
 def test_machines_are_named() -> None:

@@ -12,6 +12,7 @@ from whatif_helpers import Run
 
 from idealmix.report import build, write
 from idealmix.report.layers import layers
+from idealmix.report.matrix import in_sizes
 from idealmix.report.relations import relations
 
 
@@ -176,3 +177,27 @@ def test_a_whole_run_at_every_width(browser: Any, tmp_path: Path, width: int, sc
     assert page.locator("#whatif-rows").is_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.context.close()
+
+
+def test_sizes_are_told_of_responses_that_have_them():
+    """A tenth of the slope, and with a held budget what the others' giving way adds; only entries told from zero."""
+    found = {
+        "domains": ["maths", "chat"],
+        "references": ["maths", "code"],
+        "alpha": [[-0.088, 0.09], [0.001, 0.02]],
+        "se_population": [[0.01, 0.02], [0.01, 0.004]],
+        "token_shares": {"maths": 0.2, "chat": 0.8},
+        "centred": True,
+        "response": "finite",
+    }
+    signs = [["helps", "hurts"], ["cannot be told from zero", "hurts"]]
+    assert in_sizes(found, signs) == [
+        "chat: the loss on maths by +0.045 ± 0.010",
+        "maths: the loss on maths by −0.011 ± 0.001",
+        "chat: the loss on code by +0.010 ± 0.002",
+    ]
+    assert in_sizes(found, signs, most=1) == ["chat: the loss on maths by +0.045 ± 0.010"]
+    free = in_sizes(found | {"centred": False}, signs)
+    assert free[0] == "chat: the loss on maths by +0.0090 ± 0.0020"
+    assert in_sizes(found | {"response": "converged"}, signs) == []
+    assert in_sizes(found | {"token_shares": None}, signs) == []

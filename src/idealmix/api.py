@@ -186,11 +186,14 @@ def measure_checkpoint(
 ) -> InfluenceMatrix:
     """``idealmix influence``: the matrix of a checkpoint on disk or the hub.
 
+    Of a checkpoint in a run folder the training's record is read too, so that the matrix is the run's own.
+
     Args:
-        mixture: the ``mixture.json`` that it was trained on; None: the start mixture of the configuration.
+        mixture: the ``mixture.json`` that it was trained on; None: the one in its run folder, else the start mixture of the
+            configuration.
 
     Raises:
-        InputError: the checkpoint is not there, ``finite`` was asked for, the data is wrong.
+        InputError: the checkpoint is not there, ``finite`` or ``unrolled`` was asked for without a record, the data is wrong.
     """
     from idealmix.data.mixture import Mixture, draw
     from idealmix.influence_stage import measure
@@ -198,13 +201,18 @@ def measure_checkpoint(
     from idealmix.rounds.loop import start_mixture_counts
     from idealmix.rounds.phases import device, memory_errors
     from idealmix.training.model import computing_dtype, load_model
+    from idealmix.training.record import TrainingRecord
 
-    if config.influence.response != "converged":
+    training, beside = Path(model).parent, Path(model).parent.parent / "mixture.json"
+    recorded = (training / "record.json").is_file()
+    if config.influence.response in ("finite", "unrolled") and not recorded:
         raise InputError(
-            f"the {config.influence.response} response needs the training's record, which a checkpoint has not",
+            f"the {config.influence.response} response needs the training's record, which this checkpoint has not",
             where="influence.response",
-            mend="use response: converged",
+            mend="use response: auto",
         )
+    if mixture is None and recorded and beside.is_file():
+        mixture = beside
     watch.begin("reading the data")
     inputs = load_inputs(config, watch)
     watch.end(0.0, reused=False)
@@ -221,6 +229,8 @@ def measure_checkpoint(
             inputs.domains,
             inputs.gradient_halves,
             config.influence,
+            record=TrainingRecord.read(training / "record.json") if recorded else None,
+            folder=training if recorded else None,
             seed=config.seed,
             progress=watch.advance,
         )

@@ -167,7 +167,10 @@ def influence(
     ],
     mixture: Annotated[
         Path | None,
-        typer.Option("--mixture", help="The mixture.json it was trained on; default: the start mixture."),
+        typer.Option(
+            "--mixture",
+            help="The mixture.json it was trained on; default: its run folder's, else the start mixture.",
+        ),
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", help="Where to write influence.json.")] = None,
     overrides: Overrides = None,

@@ -172,10 +172,11 @@ class Influence(Settings):
         description="approximation of the Gauss-Newton matrix; exact: none, some hundred times slower, for small models; "
         "woodbury: all layers together through the rows, for LoRA; identity: the gradient dot product, a baseline",
     )
-    response: Literal["converged", "finite", "unrolled"] = Field(
-        "converged",
+    response: Literal["auto", "converged", "finite", "unrolled"] = Field(
+        "auto",
         description="converged: the paper's inverse; finite: the training that was done, seen from its end; "
-        "unrolled: in three segments, each with its own model and curvature",
+        "unrolled: in three segments, each with its own model and curvature; "
+        "auto: finite where the training left its step sizes and second moments, else converged",
     )
     fisher: Literal["sampled", "empirical"] = Field("sampled", description="labels behind the curvature")
     centred: Literal["auto"] | bool = Field("auto", description="auto: true with a held budget, else false")

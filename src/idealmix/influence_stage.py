@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from safetensors.torch import load_file
 from torch import nn
 
 from idealmix import config
@@ -37,7 +36,6 @@ from idealmix.curvature import (
     Shelf,
     Shelves,
     SumGradient,
-    adam_metric,
     fit_curvature,
     row_dots,
     select_layers,
@@ -45,8 +43,9 @@ from idealmix.curvature import (
 )
 from idealmix.curvature.ekfac import Ekfac
 from idealmix.curvature.kfac import Kfac
-from idealmix.errors import Doubt, IdealmixError, InputError
+from idealmix.errors import Doubt, InputError
 from idealmix.influence_matrix import InfluenceMatrix
+from idealmix.influence_response import settled, training_response
 from idealmix.influence_rows import Measured, NamedRows
 from idealmix.influence_sample import Sample, Sampler, small_samples
 from idealmix.influence_unrolled import Segment, segments_of, unrolled_products
@@ -145,7 +144,8 @@ def measure_rows(
     rows = _checked_rows(mixture, domains, references)
     with _doubts_of_measuring() as left_out:
         layers = select_layers(model, settings.layers)
-    tau, metrics = _training_response(settings, record, folder, layers)
+    settings = settled(settings, record, folder, layers, dampings)
+    tau, metrics = training_response(settings, record, folder, layers)
     segments = segments_of(record, folder, layers) if settings.response == "unrolled" else []
     times = max(1, len(segments))
     sampler = Sampler(settings.sample_fraction, settings.batch_tokens, seed, all_unused)
@@ -280,40 +280,6 @@ def _token_shares(domains: Mapping[str, Pool], rows: Mapping[str, Sequence[str]]
         for name, pool in domains.items()
     }
     return {name: count / sum(tokens.values()) for name, count in tokens.items()}
-
-
-def _training_response(
-    settings: config.Influence, record: TrainingRecord | None, folder: Path | None, layers: Sequence[Layer]
-) -> tuple[float | None, Mapping[str, Metric] | None]:
-    """tau and the optimiser's metric for the finite response; None, None for the others."""
-    if settings.response != "converged" and settings.curvature not in ("ekfac", "kfac"):
-        raise InputError(
-            f"the {settings.response} response needs a curvature in an eigenbasis, and curvature is {settings.curvature!r}",
-            where="influence.response",
-            mend="use curvature: ekfac, or response: converged",
-        )
-    if settings.response != "finite":
-        return None, None
-    if record is None or not record.step_sizes:
-        raise InputError(
-            "the finite response needs the training's step sizes, and this checkpoint has no record of them",
-            where="influence.response",
-            mend="use response: converged, or a checkpoint that `idealmix run` trained",
-        )
-    tau = float(sum(record.clipped_steps))
-    path = folder / "second_moments.safetensors" if folder else None
-    if path is None or not path.is_file():
-        return tau, None
-    moments = load_file(path)
-    eps = float((record.optimiser or {}).get("eps") or 1e-8)
-    try:
-        return tau, {layer.name: adam_metric(layer, moments, eps) for layer in layers}
-    except KeyError as error:
-        raise IdealmixError(
-            f"parameter {error} has no second moment: it was not trained",
-            where=str(path),
-            mend="select only trained layers with influence.layers, or use response: converged",
-        ) from error
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class Collector:
         self.model, self.layers = unwrapped(model), list(layers)
         self.task: Task = task or CausalTask()
         self.processes = processes or Processes()
-        self.measures_head = _measures_head(self.model, self.layers)
+        self.measures_head = measures_head(self.model, self.layers)
         self._progress = progress or (lambda done, total, detail: None)
         self._sharded = is_sharded(model)
         self._verified = self._sharded  # autograd's gradients are in shards there
@@ -199,7 +199,7 @@ class Collector:
         return max(passes) - passes[self.processes.rank]
 
 
-def _measures_head(model: nn.Module, layers: Sequence[Layer]) -> bool:
+def measures_head(model: nn.Module, layers: Sequence[Layer]) -> bool:
     """A measured layer is the output head or inside it; True where it is not known which module that is."""
     ask: Any = getattr(model, "get_output_embeddings", None)
     head = ask() if callable(ask) else None

@@ -46,7 +46,7 @@ class CausalTask:
     def scores(self, model: nn.Module, batch: Batch, where: Tensor) -> Tensor:
         """(N, V). The head is a large part of a small model: it is applied where some row has a label, if it can be."""
         columns = where.any(0).nonzero()[:, 0]
-        if not len(columns) or not _selects(model):
+        if not len(columns) or not selects_positions(model):
             return self.logits(model, batch)[where]
         asked = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         logits = model(**asked, use_cache=False, logits_to_keep=columns).logits
@@ -69,7 +69,7 @@ class LabelTask:
         return self.logits(model, batch)[where]
 
 
-def _selects(model: nn.Module) -> bool:
+def selects_positions(model: nn.Module) -> bool:
     """Its forward takes the positions whose logits are wanted, as most of transformers' do."""
     inside: Any = getattr(model, "get_base_model", None)  # peft hands the argument on
     forward = inside().forward if callable(inside) else model.forward

@@ -1,6 +1,7 @@
 """``idealmix diagnose --stability``: what damping, seeds and rounds do to the step.
 
-Flows in: a checkpoint, numbers of seeds. Flows out: an `Answer`. All dampings come out of one stage; every seed of the rows'
+Flows in: a checkpoint, numbers of seeds. Flows out: an `Answer`. All dampings come out of one stage, of the converged response;
+where the run has another one, its own is another stage. Every seed of the rows'
 sample and of the labels costs one more, every training seed a training and a stage.
 """
 
@@ -16,6 +17,7 @@ from idealmix.diagnose.answer import Answer, Table
 from idealmix.diagnose.checkpoint import Checkpoint
 from idealmix.diagnostics.conclusions import Agreement, Conclusions
 from idealmix.influence_matrix import InfluenceMatrix
+from idealmix.influence_rows import Measured
 from idealmix.report import words
 from idealmix.rounds.folder import RunFolder, read_json
 from idealmix.rounds.loop import SEED_STRIDE
@@ -35,15 +37,14 @@ def stability(at: Checkpoint, seeds: int, trainings: int) -> Answer:
         trainings: other seeds of the training, drawn, trained and measured anew.
     """
     settings = at.config.influence
-    sweeps = settings.curvature in ("ekfac", "kfac") and settings.response == "converged"
-    dampings = [settings.damping * times for times in TIMES] if sweeps else []
-    stage = at.measure("measuring influence" + (" at every damping" if sweeps else ""), dampings=dampings)
-    default = stage[TIMES.index(1.0)] if sweeps else stage[0]
+    sweeps, converged = settings.curvature in ("ekfac", "kfac"), settings.response == "converged"
+    swept = _swept(at) if sweeps else {}
+    default = swept.pop(1.0) if sweeps and converged else at.measure("measuring influence")[0]
+    # the converged response alone has a damping: beside another one the sweep shows what that would do
+    kind = "damping" if converged else "converged, damping"
     yardstick = at.conclusions(default.matrix)
     others: dict[str, Conclusions] = {
-        f"damping × {times:g}": at.conclusions(each.matrix)
-        for times, each in zip(TIMES, stage if sweeps else [])
-        if times != 1.0
+        f"{kind} × {times:g}": at.conclusions(each.matrix) for times, each in swept.items()
     }
     for number in range(1, seeds + 1):
         (each,) = at.measure(
@@ -61,12 +62,12 @@ def stability(at: Checkpoint, seeds: int, trainings: int) -> Answer:
         headline=_headline(found, yardstick),
         tables=[_table(found), _shares(at, yardstick, others)],
         notes=[
-            f"The yardstick is this round's own step (damping {settings.damping:g}, seed {at.config.seed}), with m = {at.config.allocation.m:g}. "
+            f"The yardstick is this round's own step ({at.response}, seed {at.config.seed}), with m = {at.config.allocation.m:g}. "
             "Volume elsewhere: the share of the volume that the other step puts into other domains.",
             "Rows and labels: which rows are sampled, and which labels the curvature draws. Training: which rows are drawn and their order; "
             "the round is trained anew (--trainings). Rounds: each measured round's own step, from its own mixture; it should differ "
             "as the mixture moves on, but not turn back.",
-            *([] if sweeps else ["This curvature and response have no damping that could be swept."]),
+            *([] if sweeps else ["This curvature has no damping that could be swept."]),
         ],
         figures={
             "agreement": {name: each.to_json() for name, each in found.items()},
@@ -76,6 +77,13 @@ def stability(at: Checkpoint, seeds: int, trainings: int) -> Answer:
         },
         facts=at.facts,
     )
+
+
+def _swept(at: Checkpoint) -> dict[float, Measured]:
+    """The converged response at every damping, in one stage."""
+    dampings = [at.config.influence.damping * times for times in TIMES]
+    stage = at.measure("measuring influence at every damping", dampings=dampings, response="converged")
+    return dict(zip(TIMES, stage))
 
 
 def _trained(at: Checkpoint, number: int) -> Checkpoint:

@@ -35,16 +35,28 @@ EVALUATED = 2**24
 
 @dataclass(frozen=True)
 class Batch:
-    """The largest batch of a phase: rows, their padded length, and positions with a label."""
+    """The largest batch of a phase.
+
+    Attributes:
+        rows, length: rows and their padded length.
+        supervised: positions with a label.
+        columns: positions of each row whose logits are made; None: all.
+    """
 
     rows: int
     length: int
     supervised: int
+    columns: int | None = None
 
     @property
     def tokens(self) -> int:
         """Padded."""
         return self.rows * self.length
+
+    @property
+    def scored(self) -> int:
+        """Positions whose logits are made."""
+        return self.rows * (self.length if self.columns is None else self.columns)
 
 
 def training(
@@ -129,8 +141,7 @@ class Matrices:
 def influence(
     shape: Shape,
     layers: Sequence[Linear],
-    batch: Batch,
-    kept: Kept,
+    passes: Mapping[str, tuple[Batch, Kept]],
     dtype: str,
     *,
     curvature: str,
@@ -143,8 +154,7 @@ def influence(
     """The influence stage. Each line mirrors one step of `influence_stage.measure`; change both together.
 
     Args:
-        batch: the largest one.
-        kept: of it, from `Blueprint.measuring`.
+        passes: the largest batch of each pass, by the moments' names, and what is kept of it, from `Blueprint.measuring`.
         dtype: of the weights (frozen ones; adapters are float32).
         references: reference sets.
         samples: of domains that have rows: drawn and unused ones.
@@ -154,14 +164,22 @@ def influence(
     """
     m, every = Matrices.of(layers), 0.0 if on_disk else 1.0
     model = shape.weights(dtype)
-    activations = kept.bytes(batch.rows)
-    activations += 0.0 if accelerator else GAPS_MEASURING * batch.rows * kept.passing
-    sampling = activations + _head(shape, batch, dtype, sampled=sampled)
-    passing = activations + _head(shape, batch, dtype, sampled=False)
-    rows = float(min(batch.rows, max(1, HELD * 4 // int(m.largest)))) * m.largest
-    signal = (
-        8.0 * batch.tokens * (m.widest + shape.hidden)
-    )  # inputs and gradients of a layer, and float32 copies
+
+    def passing(name: str, below: float) -> float:
+        """Activations, and logits with their gradients, which are gone when the backward pass comes to what lies `below`."""
+        batch, kept = passes[name]
+        gaps = 0.0 if accelerator else GAPS_MEASURING * batch.rows * kept.passing
+        drawn = sampled and name in ("covariances", "eigenvalues")
+        return kept.bytes(batch.rows) + gaps + max(_head(shape, batch, dtype, sampled=drawn), below)
+
+    def rows(name: str) -> float:
+        """The gradients of rows that are held together."""
+        return float(min(passes[name][0].rows, max(1, HELD * 4 // int(m.largest)))) * m.largest
+
+    def signal(name: str) -> float:
+        """Inputs and gradients of a layer, and their float32 copies."""
+        return 8.0 * passes[name][0].tokens * (m.widest + shape.hidden)
+
     # one layer's responses are put side by side when a pass first asks for them
     queries = max(references, samples) * m.largest
     factors = m.a + m.s if curvature != "identity" else 0.0
@@ -169,23 +187,29 @@ def influence(
     roots = m.a_each + m.s if curvature == "kfac" else 0.0  # Cholesky factors of every layer
     held = model + every * (factors + roots + sums)
     return {
-        "covariances": model + factors + sampling + signal if factors else 0.0,
+        "covariances": model + factors + passing("covariances", signal("covariances")) if factors else 0.0,
         "eigendecompositions": model + factors + _decomposition(m.widest, curvature),
-        "eigenvalues": model + every * factors + sums + sampling + max(signal, rows + 2 * m.largest)
+        "eigenvalues": model
+        + every * factors
+        + sums
+        + passing("eigenvalues", max(signal("eigenvalues"), rows("eigenvalues") + 2 * m.largest))
         if sums
         else 0.0,
-        "references": held + (every * (references - 1) + 1) * m.whole + passing + m.largest + signal,
+        "references": held
+        + (every * (references - 1) + 1) * m.whole
+        + passing("references", m.largest + signal("references")),
         "domains": held
         + (every * (references + samples - 1) + 1) * m.whole
-        + passing
-        + max(signal, rows + queries + m.largest),
-        "reference rows": held + every * samples * m.whole + passing + max(signal, rows + queries),
+        + passing("domains", max(signal("domains"), rows("domains") + queries + m.largest)),
+        "reference rows": held
+        + every * samples * m.whole
+        + passing("reference rows", max(signal("reference rows"), rows("reference rows") + queries)),
     }
 
 
 def _head(shape: Shape, batch: Batch, dtype: str, *, sampled: bool) -> float:
-    """The loss of one batch: all logits, those with a label in float32, their log-probabilities, and the gradients of both."""
-    w, logits = BYTES[dtype], batch.tokens * shape.vocabulary
+    """The loss of one batch: the logits that are made, those with a label in float32, their log-probabilities, and the gradients of both."""
+    w, logits = BYTES[dtype], batch.scored * shape.vocabulary
     labelled = batch.supervised * shape.vocabulary
     wide = 4 * labelled + (w * labelled if dtype != "float32" else 0)
     drawing = SAMPLED_BYTES * min(labelled, SAMPLED) if sampled else 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from idealmix import config
@@ -215,15 +216,14 @@ class _Planner:
         q, d = work.reference_sets, work.samples
         limit = settings.batch_tokens
         batches = {name: rows.batches(limit) for name, rows in work.passes.items()}
-        batch = _largest([each for found in batches.values() for each in found])
-        kept = self.blueprint.measuring(batch.length, self.dtype, settings.layers)
+        largest = {name: self._scored(_largest(found)) for name, found in batches.items()}
+        measuring = partial(self.blueprint.measuring, dtype=self.dtype, spec=settings.layers)
         disk = self.on_disk()
         moments = self._on_host(
             memory.influence(
                 shape,
                 layers,
-                batch,
-                kept,
+                {name: (batch, measuring(batch.length)) for name, batch in largest.items()},
                 self.dtype,
                 curvature=kind,
                 references=q,
@@ -273,6 +273,12 @@ class _Planner:
             for name, each in costs.items()
             if name not in skipped.get(kind, set())
         ]
+
+    def _scored(self, batch: Batch) -> Batch:
+        """As the engine asks for its logits: at all positions where the model makes no others, or its head is measured."""
+        return (
+            batch if self.blueprint.selects(self.settings.influence.layers) else replace(batch, columns=None)
+        )
 
     def on_disk(self) -> bool:
         """Whether the influence stage keeps its matrices in a scratch folder, by its own rule."""

@@ -23,6 +23,8 @@ from torch.utils._pytree import tree_leaves
 
 from idealmix import config
 from idealmix.curvature import Layer, select_layers
+from idealmix.curvature.collect import measures_head
+from idealmix.curvature.task import selects_positions
 from idealmix.training.quiet import quiet
 
 if TYPE_CHECKING:
@@ -158,6 +160,12 @@ class Blueprint:
         with _quiet():
             found = select_layers(self.model, spec)
         return [Linear(each.name, each.d_in, each.d_out, leaders.get(each.name, each.name)) for each in found]
+
+    def selects(self, spec: str | Sequence[str]) -> bool:
+        """A measurement makes logits only where some row has a label: the model can, and its head is not measured."""
+        with _quiet():
+            layers = select_layers(self.model, spec)
+        return selects_positions(self.model) and not measures_head(self.model, layers)
 
     def training(self, length: int, dtype: str, checkpointing: bool = False) -> Kept:
         """Of a training's micro-batch: trained weights in float32; `dtype` bfloat16 is autocast."""

@@ -31,24 +31,25 @@ class Rows:
 
     Attributes:
         lengths, supervised: (N,) tokens and positions with a label of each.
+        first: (N,) positions before the first label; 0 where that is not known.
         sets: (N,) which set a row belongs to: batches do not mix sets.
     """
 
     lengths: NDArray[np.int64]
     supervised: NDArray[np.int64]
+    first: NDArray[np.int64]
     sets: NDArray[np.int64]
 
     @classmethod
-    def of(cls, parts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Rows:
-        """From the lengths and supervised counts of each set."""
-        lengths = [np.asarray(part[0], np.int64) for part in parts]
-        return cls(
-            np.concatenate([np.zeros(0, np.int64), *lengths]),
-            np.concatenate([np.zeros(0, np.int64), *(np.asarray(part[1], np.int64) for part in parts)]),
-            np.concatenate(
-                [np.zeros(0, np.int64), *(np.full(len(x), i) for i, x in enumerate(lengths))]
-            ).astype(np.int64),
+    def of(cls, parts: Sequence[tuple[Sequence[int], Sequence[int], Sequence[int]]]) -> Rows:
+        """From the lengths, supervised counts and positions before the first label of each set."""
+        none = np.zeros(0, np.int64)
+        lengths, supervised, first = (
+            np.concatenate([none, *(np.asarray(part[which], np.int64) for part in parts)])
+            for which in range(3)
         )
+        sets = np.concatenate([none, *(np.full(len(part[0]), i, np.int64) for i, part in enumerate(parts))])
+        return cls(lengths, supervised, first, sets)
 
     @property
     def tokens(self) -> int:
@@ -68,7 +69,12 @@ class Rows:
                 group.append(int(row))
             found += [group] if group else []
         return [
-            Batch(len(group), int(self.lengths[group[0]]), int(self.supervised[group].sum()))
+            Batch(
+                len(group),
+                length := int(self.lengths[group[0]]),
+                int(self.supervised[group].sum()),
+                length - int(self.first[group].min()),
+            )
             for group in found
         ]
 
@@ -221,16 +227,19 @@ def _training(settings: config.Config, inputs: Inputs, mixture: object) -> Train
 
 
 def _rows(pools: Sequence[Pool]) -> Rows:
-    return Rows.of([(pool.tokens.tolist(), pool.supervised.tolist()) for pool in pools])
+    return Rows.of([(pool.tokens.tolist(), pool.supervised.tolist(), [0] * len(pool)) for pool in pools])
 
 
 def _sampled(samples: Sequence[Sample]) -> Rows:
-    parts: list[tuple[list[int], list[int]]] = []
+    parts: list[tuple[list[int], list[int], list[int]]] = []
     for sample in samples:
         lengths: list[int] = []
         labels: list[int] = []
+        first: list[int] = []
         for batch in sample.batches:
+            labelled = (batch.labels[:, 1:] >= 0).int()
             lengths += batch.attention_mask.sum(1).tolist()
-            labels += (batch.labels[:, 1:] >= 0).sum(1).tolist()
-        parts.append((lengths, labels))
+            labels += labelled.sum(1).tolist()
+            first += labelled.argmax(1).tolist()
+        parts.append((lengths, labels, first))
     return Rows.of(parts)

@@ -50,6 +50,7 @@ def _influence(of_round: Mapping[str, Any], result: Mapping[str, Any], *, drawn:
     return {
         "index": of_round["index"],
         "drawn": drawn,
+        "held": bool(found.get("centred")),
         "rows": rows,
         "domains": domains,
         "places": words.decimals(top, 3),
@@ -60,8 +61,30 @@ def _influence(of_round: Mapping[str, Any], result: Mapping[str, Any], *, drawn:
         "dot": found.get("curvature") == "identity",
         "units": found.get("units") or "",
         "how": _how(found),
+        "sizes": in_sizes(found, signs),
         "layers": _layers(found, result) if drawn else None,
     }
+
+
+def in_sizes(found: Mapping[str, Any], signs: list[list[words.Sign]], most: int = 4) -> list[str]:
+    """What a tenth more of a domain does to a loss, in words: the largest entries that are told from zero.
+
+    Only of responses whose size retraining has confirmed within a factor of two (docs/results/fidelity.md). alpha is the slope by the
+    relative volume; with a held budget the others' giving way moves the domain's share by 1 / (1 - share) more.
+    """
+    shares, se = found.get("token_shares") or {}, found.get("se_population")
+    if found.get("response") not in ("finite", "unrolled") or not shares or not se:
+        return []
+    said = []
+    for q, reference in enumerate(found["references"]):
+        for i, domain in enumerate(found["domains"]):
+            left = 1 - shares.get(domain, 1.0) if found.get("centred") else 1.0
+            if signs[q][i] in ("helps", "hurts") and left > 0:
+                change, error = 0.1 * found["alpha"][q][i] / left, 0.1 * se[q][i] / left
+                places = words.decimals(change, 2)
+                text = f"{domain}: the loss on {reference} by {words.number(change, places, plus=True)} ± {words.number(error, places)}"
+                said.append((-abs(change), text))
+    return [text for _, text in sorted(said)[:most]]
 
 
 def _how(found: Mapping[str, Any]) -> str:
