@@ -192,12 +192,12 @@ def test_sizes_are_told_of_responses_that_have_them():
     }
     signs = [["helps", "hurts"], ["cannot be told from zero", "hurts"]]
     assert in_sizes(found, signs) == [
-        "chat: the loss on maths by +0.045 ± 0.010",
-        "maths: the loss on maths by −0.011 ± 0.001",
-        "chat: the loss on code by +0.010 ± 0.002",
+        "chat changes the loss on maths by +0.045 ± 0.010",
+        "maths changes the loss on maths by −0.011 ± 0.001",
+        "chat changes the loss on code by +0.010 ± 0.002",
     ]
-    assert in_sizes(found, signs, most=1) == ["chat: the loss on maths by +0.045 ± 0.010"]
+    assert in_sizes(found, signs, most=1) == ["chat changes the loss on maths by +0.045 ± 0.010"]
     free = in_sizes(found | {"centred": False}, signs)
-    assert free[0] == "chat: the loss on maths by +0.0090 ± 0.0020"
+    assert free[0] == "chat changes the loss on maths by +0.0090 ± 0.0020"
     assert in_sizes(found | {"response": "converged"}, signs) == []
     assert in_sizes(found | {"token_shares": None}, signs) == []

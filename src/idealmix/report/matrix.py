@@ -82,7 +82,7 @@ def in_sizes(found: Mapping[str, Any], signs: list[list[words.Sign]], most: int 
             if signs[q][i] in ("helps", "hurts") and left > 0:
                 change, error = 0.1 * found["alpha"][q][i] / left, 0.1 * se[q][i] / left
                 places = words.decimals(change, 2)
-                text = f"{domain}: the loss on {reference} by {words.number(change, places, plus=True)} ± {words.number(error, places)}"
+                text = f"{domain} changes the loss on {reference} by {words.number(change, places, plus=True)} ± {words.number(error, places)}"
                 said.append((-abs(change), text))
     return [text for _, text in sorted(said)[:most]]
 
