@@ -2,7 +2,7 @@
 
 Flows in: the shipped base model and a smaller one (`scripts/train_base_model.py --width 64`). Flows out: for every
 search (model, part of the budget, seed) the slopes that it measured at joint, the mixture that it ended with, and the test losses
-of that mixture trained at the full size, beside joint's. Runs lie under --output; what is there is not done again.
+of that mixture trained at the full size, beside those of joint and of equal shares. Runs lie under --output; what is there is not done again.
 
     python scripts/train_base_model.py --width 64 --output runs/transfer/base-64
     python -m benchmarks.transfer --json --small runs/transfer/base-64          # seeds 0 and 1
@@ -61,14 +61,20 @@ SUITE = 51
 """The first suite's generator seed; no other benchmark uses it."""
 
 
-def joint(output: Path, seed: int) -> dict[str, float]:
-    """Test losses of joint at the full size."""
+def unsearched(method: str, output: Path, seed: int) -> dict[str, float]:
+    """Test losses, at the full size, of a mixture that needs no search: joint or uniform."""
     suite = output / f"suite-{seed}"
     write_suite(suite, seed=SUITE + seed)
     config = demo_config(suite, seed=seed)
-    config |= {"scores": {}, "method": "joint", "output": str(output / f"joint-seed-{seed}")}
+    config |= {"scores": {}, "method": method, "output": str(output / f"{method}-seed-{seed}")}
     found = run_any(configfile.from_mapping(config, folder=Path.cwd()), Silent())
-    return {name: loss["mean"] for name, loss in found["final"]["joint"]["tests"].items()}
+    chosen = found["final"]["joint" if method == "joint" else "chosen"]
+    return {name: loss["mean"] for name, loss in chosen["tests"].items()}
+
+
+def gain(losses: dict[str, float], joint: dict[str, float]) -> float:
+    """How far the mean test loss lies below joint's, nats per supervised token."""
+    return float(np.mean([joint[name] - loss for name, loss in losses.items()]))
 
 
 def agreement(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
@@ -92,15 +98,15 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     models = {"same": base_model_path(), "small": options.small.resolve()}
-    rows, joints = [], {}
+    rows, joints, uniform = [], {}, {}
     for seed in range(options.seeds):
-        joints[seed] = joint(options.output, seed)
+        joints[seed] = unsearched("joint", options.output, seed)
+        uniform[seed] = gain(unsearched("uniform", options.output, seed), joints[seed])
         own = searched(options.output, models["same"], "same", 1.0, seed)
         for label, fraction in product(models, FRACTIONS):
             row = searched(options.output, models[label], label, fraction, seed)
             row["agreement"] = agreement(row["slopes"], own["slopes"])
-            gains = [joints[seed][name] - loss for name, loss in row["losses"].items()]
-            row["gain"] = float(np.mean(gains))
+            row["gain"] = gain(row["losses"], joints[seed])
             rows.append(row)
             print(json.dumps(row), file=sys.stderr, flush=True)
     by_search = {
@@ -118,7 +124,13 @@ def main() -> None:
         }
         for label, fraction in product(models, FRACTIONS)
     }
-    result = {"seeds": options.seeds, "joint": joints, "by_search": by_search, "searches": rows}
+    result = {
+        "seeds": options.seeds,
+        "joint": joints,
+        "uniform_gain": uniform,
+        "by_search": by_search,
+        "searches": rows,
+    }
     if options.json:
         print(json.dumps(result))
 

@@ -21,6 +21,7 @@ SETTINGS = {
     "micro_batch_size": 16,
     "gradient_accumulation_steps": 1,
     "learning_rate": 1e-5,
+    "bf16": "auto",  # on a CPU: False, and "fp16": False beside it
     "optimizer": "adamw_torch",
     "lr_scheduler": "linear",
 }
