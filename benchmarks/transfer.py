@@ -67,6 +67,7 @@ def unsearched(method: str, output: Path, seed: int) -> dict[str, float]:
     write_suite(suite, seed=SUITE + seed)
     config = demo_config(suite, seed=seed)
     config |= {"scores": {}, "method": method, "output": str(output / f"{method}-seed-{seed}")}
+    config["allocation"]["replicates"] = 0
     found = run_any(configfile.from_mapping(config, folder=Path.cwd()), Silent())
     chosen = found["final"]["joint" if method == "joint" else "chosen"]
     return {name: loss["mean"] for name, loss in chosen["tests"].items()}

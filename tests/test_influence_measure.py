@@ -291,31 +291,6 @@ def test_finite_needs_a_record_and_its_limits_are_dot_and_inverse(model):
     assert any("plain gradient descent" in text for text in short.warnings)
 
 
-def test_auto_is_finite_where_the_training_left_all_that_it_takes(model, tmp_path):
-    from idealmix.curvature import select_layers
-    from idealmix.curvature.exact import parameter_names
-
-    recorded = record()
-
-    def response(folder=tmp_path, told=recorded, **changed):
-        asked = settings(response="auto", **changed)
-        found = measure(model, MIXTURE, DOMAINS, REFERENCES, asked, record=told, folder=folder)
-        assert found.facts["metric"] == ("adamw" if found.facts["response"] == "finite" else None)
-        return found.facts["response"]
-
-    assert response() == "converged"  # no second moments: the trainer's was no Adam
-    named = dict(model.named_parameters())
-    names = [name for layer in select_layers(model) for name in parameter_names(layer)]
-    save_file({name: torch.ones_like(named[name]) for name in names}, tmp_path / "second_moments.safetensors")
-    assert response() == "finite"
-    assert response(curvature="kfac") == "finite"
-    assert response(folder=None) == "converged"
-    assert response(told=None) == response(told=record(step_sizes=[])) == "converged"
-    assert response(curvature="woodbury") == "converged"
-    save_file({name: torch.ones(1) for name in names[1:]}, tmp_path / "second_moments.safetensors")
-    assert response() == "converged"  # a layer was not trained
-
-
 def test_an_untrained_layer_has_no_metric(model, tmp_path):
     save_file({"blocks.0.q.weight": torch.ones(4, 6)}, tmp_path / "second_moments.safetensors")
     with pytest.raises(IdealmixError, match="no second moment"):

@@ -116,7 +116,6 @@ def test_influence_of_a_checkpoint_without_training(done: tuple[Path, Any], tmp_
     assert found == json.loads(measured.stdout)
     inside = json.loads((run / "round-0" / "influence.json").read_text(encoding="utf-8"))
     # its training's record and its mixture lie beside it: the run's own matrix
-    assert found["response"] == inside["response"] == "finite"
     assert found["domains"] == inside["domains"]
     np.testing.assert_allclose(found["alpha"], inside["alpha"], rtol=1e-6)
 
@@ -125,8 +124,9 @@ def test_influence_of_a_checkpoint_without_training(done: tuple[Path, Any], tmp_
     elsewhere = idealmix(*given, "--json")
     assert elsewhere.returncode == 0, elsewhere.stderr
     foreign = json.loads(elsewhere.stdout)
-    assert foreign["response"] == "converged"
-    assert np.sign(foreign["alpha"]).tolist() == np.sign(found["alpha"]).tolist()
+    # the same model on the same rows; only the domains' weights come from token shares here
+    largest = np.abs(found["alpha"]).max()
+    np.testing.assert_allclose(foreign["alpha"], found["alpha"], rtol=0.2, atol=0.05 * largest)
     refused = idealmix(*given, "--set", "influence.response=finite")
     assert refused.returncode == 2
     assert "training's record" in refused.stderr

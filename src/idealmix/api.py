@@ -205,11 +205,11 @@ def measure_checkpoint(
 
     training, beside = Path(model).parent, Path(model).parent.parent / "mixture.json"
     recorded = (training / "record.json").is_file()
-    if config.influence.response in ("finite", "unrolled") and not recorded:
+    if config.influence.response != "converged" and not recorded:
         raise InputError(
             f"the {config.influence.response} response needs the training's record, which this checkpoint has not",
             where="influence.response",
-            mend="use response: auto",
+            mend="use response: converged",
         )
     if mixture is None and recorded and beside.is_file():
         mixture = beside

@@ -172,11 +172,10 @@ class Influence(Settings):
         description="approximation of the Gauss-Newton matrix; exact: none, some hundred times slower, for small models; "
         "woodbury: all layers together through the rows, for LoRA; identity: the gradient dot product, a baseline",
     )
-    response: Literal["auto", "converged", "finite", "unrolled"] = Field(
-        "auto",
+    response: Literal["converged", "finite", "unrolled"] = Field(
+        "converged",
         description="converged: the paper's inverse; finite: the training that was done, seen from its end; "
-        "unrolled: in three segments, each with its own model and curvature; "
-        "auto: finite where the training left its step sizes and second moments, else converged",
+        "unrolled: in three segments, each with its own model and curvature",
     )
     fisher: Literal["sampled", "empirical"] = Field("sampled", description="labels behind the curvature")
     centred: Literal["auto"] | bool = Field("auto", description="auto: true with a held budget, else false")

@@ -259,7 +259,7 @@ def _cross_checks(config: Config) -> Iterator[Problem]:
         elif not any(allocation.start.values()):
             yield ("allocation", "start"), "every row count is 0: there would be nothing to train on"
     response = config.influence.response
-    if response in ("finite", "unrolled") and config.influence.curvature not in ("ekfac", "kfac"):
+    if response != "converged" and config.influence.curvature not in ("ekfac", "kfac"):
         yield (
             ("influence", "response"),
             f"{response!r} works in ekfac's or kfac's eigenbasis; curvature is {config.influence.curvature!r}",

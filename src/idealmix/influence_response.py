@@ -1,7 +1,7 @@
-"""Which response of the training a measurement has, and what it needs of it.
+"""What the finite response needs of the training that was done.
 
 Flows in: settings, and what the training left beside its checkpoint: the record of its steps, AdamW's second moments. Flows out:
-settings without ``auto``; tau and the optimiser's metric of each layer for the finite response (docs/method.md).
+tau and the optimiser's metric of each layer (docs/method.md), or a refusal that says what is missing.
 """
 
 from __future__ import annotations
@@ -10,36 +10,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors import safe_open
 from safetensors.torch import load_file
 
 from idealmix import config
 from idealmix.curvature import Layer, Metric, adam_metric
-from idealmix.curvature.exact import parameter_names
 from idealmix.errors import IdealmixError, InputError
 from idealmix.training.record import MOMENTS
 
 if TYPE_CHECKING:
     from idealmix.training.record import TrainingRecord
-
-
-def settled(
-    settings: config.Influence,
-    record: TrainingRecord | None,
-    folder: Path | None,
-    layers: Sequence[Layer],
-    dampings: Sequence[float],
-) -> config.Influence:
-    """``response: auto`` decided: finite has a size that can be believed (docs/results/fidelity.md), but not everything that it asks for
-    is there for every checkpoint, and it has no damping to sweep.
-    """
-    if settings.response != "auto":
-        return settings
-    finite = settings.curvature in ("ekfac", "kfac") and bool(record and record.step_sizes) and not dampings
-    if finite := finite and folder is not None and (folder / MOMENTS).is_file():
-        with safe_open(folder / MOMENTS, "pt") as moments:
-            finite = {name for each in layers for name in parameter_names(each)} <= set(moments.keys())
-    return settings.model_copy(update={"response": "finite" if finite else "converged"})
 
 
 def training_response(

@@ -45,7 +45,7 @@ from idealmix.curvature.ekfac import Ekfac
 from idealmix.curvature.kfac import Kfac
 from idealmix.errors import Doubt, InputError
 from idealmix.influence_matrix import InfluenceMatrix
-from idealmix.influence_response import settled, training_response
+from idealmix.influence_response import training_response
 from idealmix.influence_rows import Measured, NamedRows
 from idealmix.influence_sample import Sample, Sampler, small_samples
 from idealmix.influence_unrolled import Segment, segments_of, unrolled_products
@@ -144,7 +144,6 @@ def measure_rows(
     rows = _checked_rows(mixture, domains, references)
     with _doubts_of_measuring() as left_out:
         layers = select_layers(model, settings.layers)
-    settings = settled(settings, record, folder, layers, dampings)
     tau, metrics = training_response(settings, record, folder, layers)
     segments = segments_of(record, folder, layers) if settings.response == "unrolled" else []
     times = max(1, len(segments))

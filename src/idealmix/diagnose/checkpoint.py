@@ -18,14 +18,12 @@ import numpy as np
 from idealmix import configfile
 from idealmix.allocation import Allocation, allocate
 from idealmix.comparison.smaller import FOLDER
-from idealmix.config import Config, Influence
-from idealmix.curvature import select_layers
+from idealmix.config import Config
 from idealmix.data.mixture import Mixture
 from idealmix.diagnostics.conclusions import Conclusions
 from idealmix.errors import InputError
 from idealmix.evaluation.set_loss import SetLoss
 from idealmix.influence_matrix import InfluenceMatrix
-from idealmix.influence_response import settled
 from idealmix.influence_rows import Measured
 from idealmix.influence_stage import measure_rows
 from idealmix.rounds.evidence import slopes_of
@@ -73,13 +71,6 @@ class Checkpoint:
         """On its device, in what it computes in."""
         dtype = self.record.dtype or computing_dtype(self.config.model, self.config.training.dtype)
         return load_model(self.record.model_folder(self.folder), dtype).to(device())
-
-    @property
-    def as_measured(self) -> Influence:
-        """The settings with the response that ``auto`` stands for here."""
-        settings = self.config.influence
-        layers = select_layers(self.model, settings.layers) if settings.response == "auto" else []
-        return settled(settings, self.record, self.folder, layers, ())
 
     def measure(
         self,
@@ -180,7 +171,7 @@ def find(config: Config, watch: Watch) -> Checkpoint:
     where = folder / f"round-{index or 0}"
     if index is None or not (where / "train" / "record.json").is_file():
         where, index = _train(config, inputs, watch), 0
-    found = Checkpoint(
+    return Checkpoint(
         config=config,
         inputs=inputs,
         index=index,
@@ -190,7 +181,6 @@ def find(config: Config, watch: Watch) -> Checkpoint:
         weights=_weights(config, where),
         watch=watch,
     )
-    return replace(found, config=config.model_copy(update={"influence": found.as_measured}))
 
 
 def _of_search(config: Config) -> Config:
