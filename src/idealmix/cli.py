@@ -397,6 +397,8 @@ def _watching(as_json: bool, resume: str | None = None) -> Iterator[tuple[Termin
     try:
         yield terminal, team
     except (KeyboardInterrupt, Exception) as error:
+        for number in previous:  # a launcher signals those that are left while they tell why they end
+            signal.signal(number, signal.SIG_IGN)
         # what is interrupted in the middle may fail in its own way
         stopped, lost = isinstance(error, KeyboardInterrupt) or terminal.stopping, team.lost_one(error)
         if not (stopped or lost):
