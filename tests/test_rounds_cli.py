@@ -194,26 +194,17 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert "Traceback" not in errors
 
 
-def test_data_and_model_mistakes_are_one_message_each(tmp_path: Path) -> None:
+def test_a_mistake_in_the_data_and_one_found_after_training_are_one_message_each(tmp_path: Path) -> None:
+    """By the command itself; tests/test_bad_input.py has all others, in one process."""
     config = project(tmp_path)
+    nowhere = idealmix("run", str(config), "--set", "influence.layers=nonsense")
     train = tmp_path / "count" / "train.jsonl"
-    good = train.read_text(encoding="utf-8")
-    reference = (tmp_path / "count" / "reference.jsonl").read_text(encoding="utf-8").splitlines()[0]
-    train.write_text(good + "{not json\n", encoding="utf-8")
-    cases = [(good + "{not json\n", [], f"train.jsonl:{len(good.splitlines()) + 1}")]
-    cases.append((good + reference.replace("reference-0", "copied") + "\n", [], "reference"))
-    cases.append((good, ["model=./count"], "count"))
-    cases.append((good, ["influence.layers=nonsense"], "nonsense"))
-    cases.append((good, ["training.label_smoothing_factor=0.1"], "label_smoothing"))
-    cases.append((good, ["allocation.budget.size=1000000"], "short"))
-    cases.append((good, ["training.lerning_rate=1"], "learning_rate"))
-    for number, (text, overrides, expected) in enumerate(cases):
-        train.write_text(text, encoding="utf-8")
-        arguments = [
-            part for override in (*overrides, f"output=run-{number}") for part in ("--set", override)
-        ]
-        refused = idealmix("run", str(config), *arguments)
-        assert refused.returncode == 2, (expected, refused.stderr)
+    with train.open("a", encoding="utf-8") as file:
+        file.write("{not json\n")
+    unread = idealmix("run", str(config), "--set", f"output={tmp_path / 'other'}")
+    line = len(train.read_text(encoding="utf-8").splitlines())
+    for refused, expected in ((nowhere, "nonsense"), (unread, f"train.jsonl:{line}")):
+        assert refused.returncode == 2, refused.stderr
         assert expected in refused.stderr
         assert "Traceback" not in refused.stderr
 
