@@ -26,7 +26,6 @@ ORDER = (
     "doremi",
     "dynamixsft",
     "ideal-finite",
-    "ideal-unrolled",
     "ideal-paper",
     "regmix",
     "dmo",
@@ -34,7 +33,7 @@ ORDER = (
 )
 """Rows of the table in the order in which they are measured: any stop leaves a table."""
 
-RESPONSES = {"ideal-finite": "finite", "ideal-unrolled": "unrolled"}
+RESPONSES = {"ideal-finite": "finite"}
 """Rows that are `ideal` with another `influence.response` than the default."""
 
 EQUAL_COST = ("random", "regmix", "dmo")

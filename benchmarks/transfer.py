@@ -69,8 +69,7 @@ def unsearched(method: str, output: Path, seed: int) -> dict[str, float]:
     config |= {"scores": {}, "method": method, "output": str(output / f"{method}-seed-{seed}")}
     config["allocation"]["replicates"] = 0
     found = run_any(configfile.from_mapping(config, folder=Path.cwd()), Silent())
-    chosen = found["final"]["joint" if method == "joint" else "chosen"]
-    return {name: loss["mean"] for name, loss in chosen["tests"].items()}
+    return {name: loss["mean"] for name, loss in found["final"]["chosen"]["tests"].items()}
 
 
 def gain(losses: dict[str, float], joint: dict[str, float]) -> float:

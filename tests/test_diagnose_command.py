@@ -69,6 +69,11 @@ def test_without_a_run_round_0_is_trained_and_is_the_runs_own(folder: Path) -> N
     firm = ask(folder, "stability", seeds=1, trainings=1)["figures"]
     dampings = {f"damping × {times}" for times in ("0.01", "0.1", "10", "100")}
     assert {*dampings, "rows and labels, seed 1", "training, seed 1"} <= set(firm["agreement"])
+    # another response has no damping: the sweep is of the converged one, beside it
+    finite = configfile.load(folder / "config.yaml", ["influence.response=finite"])
+    beside, _ = diagnose(finite, "stability", Silent(), None, seeds=0, trainings=0)
+    swept = {name for name in beside.figures["agreement"] if "damping" in name}
+    assert swept == {f"converged, damping × {times}" for times in ("0.01", "0.1", "1", "10", "100")}
     other = 1 - result["best"]
     measured = result["rounds"][other]["influence"] is not None
     assert (f"round {other}" in firm["agreement"]) == measured

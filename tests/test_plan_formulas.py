@@ -167,14 +167,14 @@ def test_batches_are_grouped_as_measuring_groups_them() -> None:
     from idealmix.curvature import make_batches
 
     lengths = [3, 9, 4, 4, 7, 2]
-    rows = Rows.of([(lengths, [n - 1 for n in lengths], [1] * 6), ([5], [4], [2])])
+    rows = Rows.of([(lengths, [n - 1 for n in lengths], [2, 1, 3, 3, 1, 1]), ([5], [4], [2])])
     made = make_batches([(str(i), [1] * n, [1] * n, 1.0) for i, n in enumerate(lengths)], 12)
     assert [(b.rows, b.length) for b in rows.batches(12)] == [
         *(tuple(b.input_ids.shape) for b in made),
         (1, 5),
     ]
     assert sum(b.supervised for b in rows.batches(12)) == sum(lengths) - 6 + 4
-    assert [b.columns for b in rows.batches(12)] == [*(b.length - 1 for b in rows.batches(12)[:-1]), 3]
+    assert [b.columns for b in rows.batches(12)] == [9 - 1, 7 - 1, 4 - 2, 2 - 1, 5 - 2]
 
 
 def test_machines_are_named() -> None:

@@ -200,4 +200,8 @@ def test_sizes_are_told_of_responses_that_have_them():
     free = in_sizes(found | {"centred": False}, signs)
     assert free[0] == "chat changes the loss on maths by +0.0090 ± 0.0020"
     assert in_sizes(found | {"response": "converged"}, signs) == []
+    result = told([[-1.0, 0.5, 0.0], [0.0, -1.0, 0.0], [0.0, 0.0, -1.0]])
+    assert "In sizes" not in build(result)
+    result["rounds"][0]["influence"] |= {"response": "finite", "token_shares": {"a": 0.5, "b": 0.2, "c": 0.3}}
+    assert "the others giving way, a changes the loss on a by −0.20 ± 0.00" in build(result)
     assert in_sizes(found | {"token_shares": None}, signs) == []

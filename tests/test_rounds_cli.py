@@ -118,6 +118,11 @@ def test_influence_of_a_checkpoint_without_training(done: tuple[Path, Any], tmp_
     # its training's record and its mixture lie beside it: the run's own matrix
     assert found["domains"] == inside["domains"]
     np.testing.assert_allclose(found["alpha"], inside["alpha"], rtol=1e-6)
+    finite = idealmix(
+        "influence", config, "--model", str(model), "--json", "--set", "influence.response=finite"
+    )
+    assert finite.returncode == 0, finite.stderr
+    assert json.loads(finite.stdout)["metric"] == "adamw"
 
     alone = shutil.copytree(model, tmp_path / "checkpoint")
     given = ("influence", config, "--model", str(alone), "--mixture", str(run / "round-0" / "mixture.json"))

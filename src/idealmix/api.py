@@ -204,14 +204,14 @@ def measure_checkpoint(
     from idealmix.training.record import TrainingRecord
 
     training, beside = Path(model).parent, Path(model).parent.parent / "mixture.json"
-    recorded = (training / "record.json").is_file()
+    recorded = (training / "record.json").is_file() and beside.is_file()  # as they lie in a run folder
     if config.influence.response != "converged" and not recorded:
         raise InputError(
             f"the {config.influence.response} response needs the training's record, which this checkpoint has not",
             where="influence.response",
             mend="use response: converged",
         )
-    if mixture is None and recorded and beside.is_file():
+    if mixture is None and recorded:
         mixture = beside
     watch.begin("reading the data")
     inputs = load_inputs(config, watch)

@@ -31,7 +31,7 @@ _LARGEST_SEED = 2**31 - 1
 _MOST_REPLICATES = 1000
 
 # `method: ideal-paper` is the paper to the letter (section 4.1): m = 0.15, free volume, the uncentred
-# influence by the inverse curvature, MLP layers, two changes of the volumes (three trainings), every domain moved whatever its error.
+# influence, MLP layers, two changes of the volumes (three trainings), every domain moved whatever its error.
 PAPER = {
     ("allocation", "rule"): "scaled",
     ("allocation", "m"): 0.15,
@@ -42,7 +42,6 @@ PAPER = {
     ("allocation", "replicates"): 0,
     ("influence", "centred"): False,
     ("influence", "layers"): "mlp",
-    ("influence", "response"): "converged",
 }
 
 

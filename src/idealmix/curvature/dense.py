@@ -92,7 +92,7 @@ class DenseExact:
     def respond(self, name: str, gradient: Tensor) -> Tensor:
         """R g of one layer by its own block of the matrix, exact but for the coupling with the others: (d_out, d_in) in and out.
 
-        It is the best that any curvature by layers can do, K-FAC and EK-FAC among them.
+        K-FAC and EK-FAC approximate these blocks.
         """
         (layer,) = (each for each in self.layers if each.name == name)
         damping = dict.fromkeys(parameter_names(layer), self.damping[name])

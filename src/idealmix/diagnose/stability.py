@@ -1,8 +1,8 @@
 """``idealmix diagnose --stability``: what damping, seeds and rounds do to the step.
 
-Flows in: a checkpoint, numbers of seeds. Flows out: an `Answer`. All dampings come out of one stage, of the converged response;
-where the run has another one, its own is another stage. Every seed of the rows'
-sample and of the labels costs one more, every training seed a training and a stage.
+Flows in: a checkpoint, numbers of seeds. Flows out: an `Answer`. All dampings come out of one stage, of the
+converged response; where the run has another, its own is one more. Every seed of the rows' sample and of the labels
+costs one more, every training seed a training and a stage.
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ def measure_fidelity(
         tolerance: of the solutions' relative residuals.
         written: write the matrix out instead of solving by conjugate gradients; for models of a few thousand parameters, in
             float64. One system is solved both ways, and has to agree to `AGREED`. The matrix's blocks by layer ("block") are then
-            one more curvature: what its cosine lacks is lost by every curvature that takes layers one by one.
+            one more curvature: what its cosine lacks is lost by leaving out the coupling between layers.
         watch: told what begins.
 
     Raises:
