@@ -7,6 +7,7 @@ Change SETTINGS to yours, and keep `sequence_len` equal to `training.max_length`
 """
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,10 +22,11 @@ SETTINGS = {
     "micro_batch_size": 16,
     "gradient_accumulation_steps": 1,
     "learning_rate": 1e-5,
-    "bf16": "auto",  # on a CPU: False, and "fp16": False beside it
     "optimizer": "adamw_torch",
     "lr_scheduler": "linear",
 }
+if not (shutil.which("nvidia-smi") or shutil.which("rocm-smi")):
+    SETTINGS |= {"bf16": False, "fp16": False}  # on a CPU it takes float16 otherwise, and fails
 
 
 def main(model: str, train_file: str, output_dir: str) -> int:
