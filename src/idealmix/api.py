@@ -186,7 +186,8 @@ def measure_checkpoint(
 ) -> InfluenceMatrix:
     """``idealmix influence``: the matrix of a checkpoint on disk or the hub.
 
-    Of a checkpoint in a run folder the training's record is read too, so that the matrix is the run's own.
+    Of a checkpoint in a run folder the training's record is read too, so that the matrix is the run's own. Several processes
+    share the rows; each gets the matrix.
 
     Args:
         mixture: the ``mixture.json`` that it was trained on; None: the one in its run folder, else the start mixture of the
@@ -195,6 +196,7 @@ def measure_checkpoint(
     Raises:
         InputError: the checkpoint is not there, ``finite`` or ``unrolled`` was asked for without a record, the data is wrong.
     """
+    from idealmix.curvature import Processes
     from idealmix.data.mixture import Mixture, draw
     from idealmix.influence_stage import measure
     from idealmix.rounds.inputs import load_inputs
@@ -232,6 +234,7 @@ def measure_checkpoint(
             record=TrainingRecord.read(training / "record.json") if recorded else None,
             folder=training if recorded else None,
             seed=config.seed,
+            processes=Processes.all(),
             progress=watch.advance,
         )
     watch.end(0.0, reused=False)

@@ -186,9 +186,11 @@ def influence(
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"this folder cannot be made: {error.strerror}", where=str(path.parent)) from None
-    with _watching(as_json) as (terminal, _), _located(config):
+    with _watching(as_json) as (terminal, team), _located(config):
         matrix = measure_checkpoint(settings, model, mixture, terminal)
-        matrix.write(path)
+        team.lead(lambda: matrix.write(path))
+    if not team.leads:
+        return
     if as_json:
         _print_json(matrix.to_json())
     else:
@@ -388,8 +390,11 @@ def _watching(as_json: bool, resume: str | None = None) -> Iterator[tuple[Termin
     team = Team()
     terminal = Terminal(quiet=as_json, silent=not team.leads)
 
+    signals: set[int] = set()
+
     def stop(signum: int, frame: Any) -> None:
         # a library may swallow the exception (while it is imported, in a callback): the terminal raises it again
+        signals.add(signum)
         terminal.stopping = True
         raise KeyboardInterrupt
 
@@ -399,18 +404,19 @@ def _watching(as_json: bool, resume: str | None = None) -> Iterator[tuple[Termin
     except (KeyboardInterrupt, Exception) as error:
         for number in previous:  # a launcher signals those that are left while they tell why they end
             signal.signal(number, signal.SIG_IGN)
-        # what is interrupted in the middle may fail in its own way
-        stopped, lost = isinstance(error, KeyboardInterrupt) or terminal.stopping, team.lost_one(error)
+        # what is interrupted in the middle may fail in its own way; a launcher that lost a process sends the others SIGTERM,
+        # and after Ctrl-C every process loses the others
+        stopped = isinstance(error, KeyboardInterrupt) or terminal.stopping
+        lost = signal.SIGINT not in signals and team.lost_one(error)
         if not (stopped or lost):
             raise
         terminal.close()
         go_on = f" Everything finished is kept; go on with: {resume}" if resume else ""
         if resume and team.size > 1:
             go_on += " (by the same launcher)"
-        if lost:  # whoever is left says so: it may be the leading process that died
-            fail(f"another process of this run has died.{go_on}")
-        elif team.leads:
-            fail(f"stopped.{go_on}")
+        if team.speaks():  # it may be the leading process that died
+            died = lost or not team.leads
+            fail(f"{'another process of this run has died' if died else 'stopped'}.{go_on}")
         raise typer.Exit(1) from None
     finally:
         terminal.close()

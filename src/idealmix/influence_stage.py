@@ -32,6 +32,7 @@ from idealmix.curvature import (
     Curvature,
     Layer,
     Metric,
+    Processes,
     RowDots,
     Shelf,
     Shelves,
@@ -78,6 +79,7 @@ def measure(
     folder: Path | None = None,
     scratch: Path | None = None,
     seed: int = 0,
+    processes: Processes | None = None,
     progress: Progress | None = None,
 ) -> InfluenceMatrix:
     """Measure how each domain's volume moves the loss on each reference set.
@@ -94,6 +96,7 @@ def measure(
         folder=folder,
         scratch=scratch,
         seed=seed,
+        processes=processes,
         progress=progress,
     )
     return found.matrix
@@ -110,6 +113,7 @@ def measure_rows(
     folder: Path | None = None,
     scratch: Path | None = None,
     seed: int = 0,
+    processes: Processes | None = None,
     progress: Progress | None = None,
     dampings: Sequence[float] = (),
     all_unused: bool = False,
@@ -130,6 +134,8 @@ def measure_rows(
             Momentum and weight decay are not modelled.
         scratch: an existing folder for matrices that are kept on disk; default the system's for temporary files.
         seed: of the samples of rows and of the sampled labels.
+        processes: who shares the batches, each with the same arguments and the whole model; all get the same figures. None:
+            this process alone.
         dampings: measure once for each, by the same curvature and in the same passes; none: the settings' own.
         all_unused: take the sample of the unused rows from all of them, not from as many as were drawn.
 
@@ -164,8 +170,9 @@ def measure_rows(
         "domains": [*drawn, *unused] * times,
         "reference rows": held_out,
     }
-    parts = sum(len(sample.batches) for samples in passes.values() for sample in samples)
-    collector = Collector(model, layers, progress=_counted(progress, parts))
+    team = processes or Processes()
+    parts = sum(len(team.share(sample.batches)) for samples in passes.values() for sample in samples)
+    collector = Collector(model, layers, processes=team, progress=_counted(progress, parts))
     # every segment has queries of its own, eigenvalues and bases of about two matrices
     matrices = (len(references) + 2 * len(domains)) * max(1, len(dampings)) + len(segments) * (
         len(references) + 3
@@ -201,6 +208,7 @@ def measure_rows(
             every = [dict(each.damping) for each in responses]
             products = _products(collector, responses, [*drawn, *unused], held_out, shelves)
 
+    doubts = dict.fromkeys(text for of_one in team.gather([*left_out, *told]) for text in of_one)
     shares = _token_shares(domains, rows)
     plain = settings.curvature == "identity"
 
@@ -234,8 +242,7 @@ def measure_rows(
             warnings=(
                 *small_samples([*held_out, *drawn, *unused]),
                 *(f"{name} has no rows in the mixture: its influence cannot be measured" for name in domains if not rows[name]),
-                *left_out,
-                *told,
+                *doubts,
                 *_doubts(settings, record, metrics, layers, drawn),
             ),
         )  # fmt: skip

@@ -208,9 +208,7 @@ def _exchange(
     likes: Mapping[tuple[str, str], Tensor],
 ) -> None:
     """Everybody gets everybody's bases, eigenvalues, doubts; and fails where one has failed."""
-    for error in processes.gather(failed):
-        if error:
-            raise error
+    processes.agree(failed)
     for doubt in (text for of_one in processes.gather([str(one.message) for one in told]) for text in of_one):
         warnings.warn(doubt, Doubt, stacklevel=3)
     for (shelf, _, name, letter), owner in zip(factors, owners):

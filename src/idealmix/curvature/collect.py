@@ -89,18 +89,25 @@ class Collector:
 
         Raises:
             IdealmixError: something is not finite (layer, batch and row ids are named), a row does not fit in memory,
-                or the model does something that is not covered.
+                or the model does something that is not covered; on every process, whichever it happened on.
         """
         mine = self.processes.share(batches)
+        failure: IdealmixError | None = None
         with _frozen(self.model), _eager():
-            if not self._verified and batches:
-                verify_layers(self, batches)
-                self._verified = True
-            for done, batch in enumerate(mine, 1):
-                yield from self._measure(batch, visitors, label_seed)
-                self._progress(done, len(mine), detail)
+            try:
+                if not self._verified and batches:
+                    verify_layers(self, batches)
+                    self._verified = True
+                for done, batch in enumerate(mine, 1):
+                    yield from self._measure(batch, visitors, label_seed)
+                    self._progress(done, len(mine), detail)
+            except IdealmixError as error:
+                if self._sharded:  # the others wait in a pass for its weights: they end because it does
+                    raise
+                failure = error
             for _ in range(self._idle(batches) if self._sharded else 0):
                 Pass(self, batches[-1], ()).run(label_seed)
+        self.processes.agree(failure)
 
     def real(self, batch: Batch) -> Tensor:
         """(B, L) bool: the positions that count. Pads never do; prompts always do."""

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch import Tensor
 
+from idealmix.errors import IdealmixError
+
 T = TypeVar("T")
 
 _NOTHING: Any = object()
@@ -21,8 +23,8 @@ _NOTHING: Any = object()
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that take part. The default is this one alone, also inside a distributed run: a phase that
-    only rank 0 does must not wait for the others.
+    """The processes that take part. The default is this one alone, also inside a distributed run: what only rank 0 does
+    must not wait for the others.
     """
 
     rank: int = 0
@@ -64,6 +66,16 @@ class Processes:
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
+
+    def agree(self, failure: IdealmixError | None) -> None:
+        """Raise the first process's failure on every process: one that failed alone would be waited for.
+
+        Raises:
+            IdealmixError: of whichever process.
+        """
+        for each in self.gather(failure):
+            if each is not None:
+                raise each
 
     def whole(self, mine: list[T]) -> list[T]:
         """The inverse of `share`: every process's items in their first order.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from idealmix.curvature.batch import Batch, make_batches
 from idealmix.curvature.precision import wide
+from idealmix.curvature.processes import Processes
 from idealmix.curvature.task import CausalTask
 from idealmix.errors import IdealmixError
 from idealmix.evaluation.set_loss import SetLoss, paired_difference
@@ -31,7 +32,11 @@ _CHUNK = 2**24
 
 
 def reference_loss(
-    model: Any, pool: Pool, batch_tokens: int = 4096, progress: Progress | None = None
+    model: Any,
+    pool: Pool,
+    batch_tokens: int = 4096,
+    progress: Progress | None = None,
+    processes: Processes | None = None,
 ) -> SetLoss:
     """The model's loss on every row of a pool, without dropout and without gradients.
 
@@ -42,13 +47,16 @@ def reference_loss(
         model: a causal language model, on its device; its training mode is kept.
         pool: rows with `input_ids` and unshifted `labels` (-100: no loss).
         batch_tokens: padded tokens in one forward pass.
-        progress: called with tokens done and tokens in total.
+        progress: called with tokens done and tokens in total; of several processes, as if all were as far as this one.
+        processes: who shares the batches, each with the same pool and the whole model; all get the same result. None: this
+            process alone.
 
     Raises:
         IdealmixError: a row's loss is not finite, or the set has no supervised token.
     """
     rows = [pool.row(i) for i in range(len(pool))]
     batches = make_batches([(row.id, row.input_ids, row.labels, 1.0) for row in rows], batch_tokens)
+    team = processes or Processes()
     sums: dict[str, float] = {}
     counts: dict[str, int] = {}
     done, total = 0, sum(len(row.input_ids) for row in rows)
@@ -56,15 +64,18 @@ def reference_loss(
     model.eval()
     try:
         with torch.inference_mode():
-            for batch in batches:
+            for batch in team.share(batches):
                 loss, supervised = _row_losses(model, batch.to(device))
                 sums |= zip(batch.row_ids, loss.tolist())
                 counts |= zip(batch.row_ids, supervised.tolist())
                 done += int(batch.attention_mask.sum())
                 if progress:
-                    progress(done, total)
+                    progress(min(total, done * team.size), total)
     finally:
         model.train(training)
+    for more_sums, more_counts in team.gather((sums, counts)):
+        sums |= more_sums
+        counts |= more_counts
     ids = tuple(row.id for row in rows)
     result = SetLoss(
         pool.name, ids, np.array([sums[i] for i in ids]), np.array([counts[i] for i in ids], dtype=np.int64)

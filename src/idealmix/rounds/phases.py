@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from idealmix.config import Config, Score
+from idealmix.curvature import Processes
 from idealmix.data.materialise import export_jsonl
 from idealmix.data.mixture import Mixture, draw
 from idealmix.data.pools import Pool
@@ -122,11 +123,17 @@ class Phases:
 
     def evaluate(self, where: str, trained: Trained | None) -> Evaluated:
         """Losses on the reference sets, and the watched scores; `trained` None: of the base model."""
+
+        def produce(part: Path) -> None:
+            found = self._evaluation(self._model(trained))
+            self._team.lead(lambda: write_json(part, found))
+
         artifact = self._do(
             f"{where}/evaluation.json",
             self._title(where, "evaluating"),
             {**self._model_key(trained), **self._reference_key()},
-            lambda part: write_json(part, self._evaluation(self._model(trained))),
+            produce,
+            together=True,
         )
         return _evaluated(artifact)
 
@@ -145,12 +152,12 @@ class Phases:
                 steps=steps,
                 progress=self._steps,
             )
-            self._team.lead(lambda: evaluate(part))
+            record = self._team.lead(lambda: TrainingRecord.read(part / "train" / "record.json"))
+            found = self._evaluation(self._load(record.model_folder(part / "train"), record))
+            self._team.lead(lambda: keep(part, record, found))
 
-        def evaluate(part: Path) -> None:
-            record = TrainingRecord.read(part / "train" / "record.json")
-            model = self._load(record.model_folder(part / "train"), record)
-            write_json(part / "evaluation.json", self._evaluation(model))
+        def keep(part: Path, record: TrainingRecord, found: Mapping[str, Any]) -> None:
+            write_json(part / "evaluation.json", found)
             record.write(part / "record.json")
             shutil.rmtree(part / "train")
 
@@ -168,7 +175,7 @@ class Phases:
         settings = self.config.influence
 
         def produce(part: Path) -> None:
-            measure(
+            matrix = measure(
                 self._model(trained),
                 mixed.mixture,
                 self.inputs.domains,
@@ -177,8 +184,10 @@ class Phases:
                 record=trained.record,
                 folder=trained.artifact.path,
                 seed=self.config.seed,
+                processes=Processes.all(),
                 progress=self._watch.advance,
-            ).write(part)
+            )
+            self._team.lead(lambda: matrix.write(part))
 
         artifact = self._do(
             f"{where}/influence.json",
@@ -190,6 +199,7 @@ class Phases:
                 "seed": self.config.seed,
             },
             produce,
+            together=True,
         )
         return InfluenceMatrix.read(artifact.path), artifact
 
@@ -218,7 +228,8 @@ class Phases:
                 name: self._score(name, setting, model, self.inputs.tests.get(setting.test or ""))
                 for name, setting in config.final_scores.items()
             }
-            write_json(part, {"tests": {name: loss.to_json() for name, loss in losses}, "scores": scores})
+            found = {"tests": {name: loss.to_json() for name, loss in losses}, "scores": scores}
+            self._team.lead(lambda: write_json(part, found))
 
         artifact = self._do(
             f"{where}/tests.json",
@@ -229,6 +240,7 @@ class Phases:
                 "scores": _score_keys(config.final_scores),
             },
             produce,
+            together=True,
         )
         return artifact.json()
 
@@ -334,15 +346,19 @@ class Phases:
         return found | ({"scores": watched} if watched else {})
 
     def _score(self, name: str, setting: Score, model: Any, pool: Pool | None) -> dict[str, Any]:
+        """By the first process: what a model writes is generated, and judged, once."""
         progress = partial(self._rows, name)
-        return score(name, model, self.inputs.tokenizer, pool, setting, progress=progress).to_json()
+        return self._team.lead(
+            lambda: score(name, model, self.inputs.tokenizer, pool, setting, progress=progress).to_json()
+        )
 
     def _losses(self, model: Any, sets: Sequence[tuple[str, Pool]]) -> list[tuple[str, SetLoss]]:
         """The loss on each set under its label; progress counts tokens over all of them."""
         found, before, total = [], 0, sum(int(pool.tokens.sum()) for _, pool in sets)
         for label, pool in sets:
             advance = partial(self._tokens, before, total, f"loss on {pool.name}")
-            found.append((label, reference_loss(model, pool, self.config.influence.batch_tokens, advance)))
+            tokens = self.config.influence.batch_tokens
+            found.append((label, reference_loss(model, pool, tokens, advance, Processes.all())))
             before += int(pool.tokens.sum())
         return found
 

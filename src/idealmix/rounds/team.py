@@ -6,12 +6,17 @@ every method is a plain call.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 from collections.abc import Callable
 from typing import Any
 
 from idealmix.errors import IdealmixError
+
+# What the first process leaves in the processes' common store when it ends, and how long the second one looks for it:
+# the first may be in the middle of a batch when the launcher tells all to end.
+_ENDS, _PATIENCE = "idealmix/ends", datetime.timedelta(seconds=10)
 
 # What gloo and NCCL say when the process at the other end is gone.
 _LOST = (
@@ -26,7 +31,7 @@ _LOST = (
 
 
 class Team:
-    """The processes of this run. Rank 0 owns the folder and the terminal; training is everybody's."""
+    """The processes of this run. Rank 0 owns the folder and the terminal; training and measuring are everybody's."""
 
     def __init__(self) -> None:
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -35,7 +40,7 @@ class Team:
             import torch
             from accelerate import PartialState
 
-            # a phase of rank 0 alone (evaluation, influence) may take hours while the others wait
+            # what rank 0 does alone (reading, scores, proxies) may take hours while the others wait
             self._state = PartialState(
                 cpu=not torch.accelerator.is_available(), timeout=datetime.timedelta(days=2)
             )
@@ -54,6 +59,27 @@ class Team:
             each = each.__cause__ or each.__context__
         texts = [str(one) for one in chain if isinstance(one, RuntimeError | IdealmixError)]
         return self.size > 1 and any(sign in text for text in texts for sign in _LOST)
+
+    def speaks(self) -> bool:
+        """Whether this process tells why the run ends: rank 0, or rank 1 where rank 0 is gone without a word.
+
+        Asked once, when it ends.
+        """
+        if self._state is None:
+            return True
+        from torch.distributed.distributed_c10d import _get_default_store  # no public name leads to it
+
+        if self.leads:
+            with contextlib.suppress(Exception):  # the store may be gone with the process that had it
+                _get_default_store().set(_ENDS, "1")
+            return True
+        if self._state.process_index > 1:
+            return False
+        try:
+            _get_default_store().wait([_ENDS], _PATIENCE)
+        except Exception:
+            return True
+        return False
 
     def lead(self, work: Callable[[], Any]) -> Any:
         """Run `work` on rank 0; every process gets its result, or its failure."""
