@@ -7,7 +7,7 @@ import pytest
 import torch
 from influence_helpers import mixture_of, pools_of, settings, tiny
 
-from idealmix import influence_stage
+from idealmix import influence_passes, influence_stage
 from idealmix.curvature import Shelf, Shelves
 from idealmix.errors import IdealmixError
 from idealmix.influence_stage import measure
@@ -34,7 +34,7 @@ def test_a_failure_clears_the_scratch_folder_up(tmp_path, monkeypatch):
     def fails(*_, **__):
         raise IdealmixError("stop")
 
-    monkeypatch.setattr(influence_stage, "row_dots", fails)
+    monkeypatch.setattr(influence_passes, "row_dots", fails)
     with pytest.raises(IdealmixError, match="stop"):
         found(tmp_path, store="disk")
     assert not list(tmp_path.iterdir())

@@ -8,8 +8,8 @@ an `InfluenceMatrix`, or `Measured` with the rows behind it. The passes over the
     3. domains      drawn rows, then unused rows: every row's dots with all U_q, and gbar_i; then W_i = R gbar_i
     4. references   again: every row's dots with all W_i, for the reference rows' share of the error
 
-No row's gradient is kept. R and (references + 2 domains) matrices of each measured layer's size lie on `Shelves`: in
-memory, or in a scratch folder, where one layer's are read at a time.
+The passes themselves are in `influence_passes`. No row's gradient is kept. R and (references + 2 domains) matrices of each
+measured layer's size lie on `Shelves`: in memory, or in a scratch folder, where one layer's are read at a time.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from torch import nn
 
 from idealmix import config
@@ -33,24 +32,18 @@ from idealmix.curvature import (
     Layer,
     Metric,
     Processes,
-    RowDots,
-    Shelf,
     Shelves,
-    SumGradient,
     fit_curvature,
-    row_dots,
     select_layers,
-    sum_gradient,
 )
-from idealmix.curvature.ekfac import Ekfac
-from idealmix.curvature.kfac import Kfac
 from idealmix.errors import Doubt, InputError
 from idealmix.influence_matrix import InfluenceMatrix
+from idealmix.influence_passes import Products, in_groups, products, unrolled
 from idealmix.influence_response import training_response
-from idealmix.influence_rows import Measured, NamedRows
+from idealmix.influence_rows import Measured
 from idealmix.influence_sample import Sample, Sampler, small_samples
-from idealmix.influence_unrolled import Segment, segments_of, unrolled_products
-from idealmix.moments import Array, Moments, Rows
+from idealmix.influence_unrolled import segments_of
+from idealmix.moments import Moments
 
 if TYPE_CHECKING:
     from idealmix.data.mixture import Mixture
@@ -172,47 +165,49 @@ def measure_rows(
     }
     team = processes or Processes()
     parts = sum(len(team.share(sample.batches)) for samples in passes.values() for sample in samples)
-    collector = Collector(model, layers, processes=team, progress=_counted(progress, parts))
     # every segment has queries of its own, eigenvalues and bases of about two matrices
     matrices = (len(references) + 2 * len(domains)) * max(1, len(dampings)) + len(segments) * (
         len(references) + 3
     )
-    with (
-        _doubts_of_measuring() as told,
-        Shelves(_scratch(settings, model, layers, matrices, scratch)) as shelves,
-    ):
-        # the largest batch first: what does not fit in memory fails at once
-        largest = sorted((b for each in fitted for b in each.batches), key=lambda b: -b.input_ids.numel())
+    # the largest batch first: what does not fit in memory fails at once
+    largest = sorted((b for each in fitted for b in each.batches), key=lambda b: -b.input_ids.numel())
 
-        def fit(tau: float | None, metrics: Mapping[str, Metric] | None) -> Curvature | Coupled:
-            return fit_curvature(
-                settings.curvature,
-                collector,
-                largest,
-                rho=settings.damping,
-                label_seed=seed if settings.fisher == "sampled" else None,
-                tau=tau,
-                metrics=metrics,
-                shelves=shelves,
-            )
+    def attempt(groups: list[list[Layer]]) -> tuple[int, list[dict[str, float]], list[Products]]:
+        advance = _counted(progress, parts * len(groups))
+        collectors = [Collector(model, group, processes=team, progress=advance) for group in groups]
+        place = _scratch(settings, model, layers, matrices, scratch, apart=len(groups) > 1)
+        with Shelves(place) as shelves:
 
-        every: list[dict[str, float]]
-        if segments:
-            every, products = (
-                [{}],
-                [_unrolled(collector, segments, fit, [*drawn, *unused], held_out, shelves)],
-            )
-            tau, metrics = sum(segment.tau for segment in segments), segments[-1].metrics
-        else:
-            responses = _damped(fit(tau, metrics), dampings)
-            every = [dict(each.damping) for each in responses]
-            products = _products(collector, responses, [*drawn, *unused], held_out, shelves)
+            def fit(
+                collector: Collector, tau: float | None, metrics: Mapping[str, Metric] | None
+            ) -> Curvature | Coupled:
+                return fit_curvature(
+                    settings.curvature,
+                    collector,
+                    largest,
+                    rho=settings.damping,
+                    label_seed=seed if settings.fisher == "sampled" else None,
+                    tau=tau,
+                    metrics=metrics,
+                    shelves=shelves,
+                )
 
+            training = [*drawn, *unused]
+            if segments:
+                return len(groups), [{}], [unrolled(collectors, segments, fit, training, held_out, shelves)]
+            whole = partial(fit, tau=tau, metrics=metrics)
+            return len(groups), *products(collectors, whole, dampings, training, held_out, shelves)
+
+    with _doubts_of_measuring() as told:
+        splits = settings.curvature not in ("exact", "woodbury") and settings.store != "memory"
+        groups, every, by_damping = in_groups(layers, attempt, splits=splits)
+    if segments:
+        tau, metrics = sum(segment.tau for segment in segments), segments[-1].metrics
     doubts = dict.fromkeys(text for of_one in team.gather([*left_out, *told]) for text in of_one)
     shares = _token_shares(domains, rows)
     plain = settings.curvature == "identity"
 
-    def matrix(found: _Products, rho: float, absolute: dict[str, float]) -> InfluenceMatrix:
+    def matrix(found: Products, rho: float, absolute: dict[str, float]) -> InfluenceMatrix:
         return InfluenceMatrix(
             domains=tuple(domains),
             references=tuple(references),
@@ -231,7 +226,7 @@ def measure_rows(
                 "metric": None if metrics is None else "adamw",
                 "sample_fraction": settings.sample_fraction,
                 "curvature_fraction": part,
-                "pass_tokens": {name: sum(each.tokens for each in samples) for name, samples in passes.items()},
+                "pass_tokens": {name: groups * sum(each.tokens for each in samples) for name, samples in passes.items()},
                 "token_shares": shares,
                 "tokens": {
                     "drawn": {name: sample.tokens for name, sample in zip(domains, drawn)},
@@ -256,7 +251,7 @@ def measure_rows(
             },
             references=dict(zip(references, found.references)),
         )
-        for found, rho, absolute in zip(products, dampings or [settings.damping], every)
+        for found, rho, absolute in zip(by_damping, dampings or [settings.damping], every)
     ]
 
 
@@ -288,104 +283,6 @@ def _token_shares(domains: Mapping[str, Pool], rows: Mapping[str, Sequence[str]]
     return {name: count / sum(tokens.values()) for name, count in tokens.items()}
 
 
-@dataclass(frozen=True)
-class _Products:
-    """What passes 2 to 4 give by one response: rows of the training sets (None: no rows) and of the references."""
-
-    training: list[NamedRows | None]
-    references: list[NamedRows]
-    by_layer: dict[str, Array]
-
-
-def _unrolled(
-    collector: Collector,
-    segments: Sequence[Segment],
-    fit: Callable[[float | None, Mapping[str, Metric] | None], Curvature | Coupled],
-    training: Sequence[Sample],
-    held_out: Sequence[Sample],
-    shelves: Shelves,
-) -> _Products:
-    """The passes over the segments; a segment's curvature is EK-FAC's or K-FAC's in its eigenbasis."""
-
-    def fitted(segment: Segment) -> Ekfac:
-        found = fit(segment.tau, segment.metrics)
-        if not isinstance(found, Ekfac):
-            raise TypeError(f"{found.kind} has no eigenbasis")
-        return found
-
-    return _Products(*unrolled_products(collector, segments, fitted, training, held_out, shelves, _rows))
-
-
-def _damped(curvature: Curvature | Coupled, dampings: Sequence[float]) -> list[Curvature | Coupled]:
-    """The same curvature at every damping; as it is where none is asked for."""
-    if not dampings:
-        return [curvature]
-    if not isinstance(curvature, Ekfac | Kfac) or getattr(curvature, "tau", None) is not None:
-        raise InputError(
-            "several dampings can be told for ekfac and kfac with the converged response",
-            where="influence.curvature",
-            mend="use curvature: ekfac and response: converged",
-        )
-    return [curvature.with_damping(rho) for rho in dampings]
-
-
-def _products(
-    collector: Collector,
-    curvatures: Sequence[Curvature | Coupled],
-    training: Sequence[Sample],
-    held_out: Sequence[Sample],
-    shelves: Shelves,
-) -> list[_Products]:
-    """Passes 2 to 4, for all responses at once: the rows' products of gbar_q' R gbar_i, and their parts by layer."""
-    K = len(curvatures)
-    responses = shelves.shelf()  # of each set by every curvature, then of the next set
-    for sample in held_out:
-        _respond(curvatures, sum_gradient(collector, sample.batches), responses)
-
-    answers = shelves.shelf()
-    has_rows = [bool(sample.rows) for sample in training]
-    rows: list[list[NamedRows | None]] = [[None] * len(training) for _ in curvatures]
-    by_layer = [
-        {layer.name: np.zeros((len(held_out), len(training))) for layer in collector.layers}
-        for _ in curvatures
-    ]
-    for number, sample in enumerate(training):
-        if not sample.rows:
-            continue
-        dots = row_dots(collector, sample.batches, responses, total=True)
-        if dots.gradient is None:
-            raise RuntimeError("row_dots gives the gradient that total=True asks for")
-        for k in range(K):
-            for name, part in by_layer[k].items():
-                part[:, number] = dots.by_layer[name].numpy()[k::K] / dots.gradient.supervised
-            rows[k][number] = _rows(dots, dots.dots.numpy()[:, k::K], sample)
-        _respond(curvatures, dots.gradient, answers)
-        del dots
-    responses.clear()
-
-    on_references: list[list[NamedRows]] = [[] for _ in curvatures]
-    for sample in held_out:
-        dots = row_dots(collector, sample.batches, answers)
-        for k in range(K):
-            products = np.zeros((sample.rows, len(training)))
-            products[:, has_rows] = dots.dots.numpy()[:, k::K]
-            on_references[k].append(_rows(dots, products, sample))
-    return [_Products(*each) for each in zip(rows, on_references, by_layer)]
-
-
-def _respond(curvatures: Sequence[Curvature | Coupled], gradient: SumGradient, onto: Shelf) -> None:
-    """Each R times a set's mean gradient, behind the others; the gradient is emptied on the way."""
-    layered = [curvature for curvature in curvatures if not isinstance(curvature, Coupled)]
-    for curvature in curvatures:
-        if isinstance(curvature, Coupled):
-            for name, matrix in curvature.respond_all(gradient.mean()).items():
-                onto.append(name, matrix.to(gradient.matrices[name]))
-    for layer in layered[0].layers if layered else []:
-        mean = gradient.matrices.pop(layer.name) / gradient.supervised
-        for curvature in layered:
-            onto.append(layer.name, curvature.respond(layer.name, mean))
-
-
 def _curvature_part(settings: config.Influence, layers: Sequence[Layer], drawn: Sequence[Sample]) -> float:
     """The share of the drawn sample that R rests on: all, or the rows and tokens that it asks for."""
     if settings.curvature_fraction != "auto":
@@ -396,9 +293,17 @@ def _curvature_part(settings: config.Influence, layers: Sequence[Layer], drawn: 
 
 
 def _scratch(
-    settings: config.Influence, model: nn.Module, layers: Sequence[Layer], matrices: int, scratch: Path | None
+    settings: config.Influence,
+    model: nn.Module,
+    layers: Sequence[Layer],
+    matrices: int,
+    scratch: Path | None,
+    *,
+    apart: bool,
 ) -> Path | None:
-    """Where the matrices lie: None is memory, as long as they take no more of it than AdamW's state did."""
+    """Where the matrices lie: None is memory, as long as they take no more of it than AdamW's state did, and all layers fit in it
+    at once (not `apart`).
+    """
     if settings.store == "memory":
         return None
     wide = 4 * (
@@ -407,15 +312,9 @@ def _scratch(
     state = 12 * sum(
         parameter.numel() for parameter in model.parameters()
     )  # gradient and two moments, float32
-    if settings.store == "auto" and wide <= max(state, SMALL):
+    if settings.store == "auto" and wide <= max(state, SMALL) and not apart:
         return None
     return scratch or Path(tempfile.gettempdir())
-
-
-def _rows(found: RowDots, products: Array, sample: Sample) -> NamedRows:
-    named = (row_id.removeprefix(f"{sample.prefix}/") for row_id in found.rows.row_ids)
-    rows = Rows(products, found.rows.supervised.double().numpy(), found.rows.weights.numpy(), sample.fraction)
-    return NamedRows(tuple(named), found.rows.sums.double().numpy(), rows)
 
 
 def _counted(progress: Progress | None, parts: int) -> Progress | None:

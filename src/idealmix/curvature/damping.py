@@ -15,13 +15,20 @@ FLOOR = 0.01
 otherwise get nearly no damping, and the largest influence of all."""
 
 
-def absolute_damping(means: Mapping[str, float], rho: float) -> dict[str, float]:
+def absolute_damping(
+    means: Mapping[str, float], rho: float, among: Mapping[str, float] | None = None
+) -> dict[str, float]:
     """``rho * max(mean eigenvalue, FLOOR * median of the positive means)`` for each layer.
+
+    Args:
+        means: of the layers that are asked about.
+        rho: relative damping.
+        among: of all layers that are measured, where `means` are some of them; None: `means`.
 
     Raises:
         IdealmixError: the curvature is zero everywhere.
     """
-    alive = [mean for mean in means.values() if mean > 0]
+    alive = [mean for mean in (means if among is None else among).values() if mean > 0]
     if not alive:
         raise IdealmixError(
             "the curvature is zero in every layer: no gradient reaches them",

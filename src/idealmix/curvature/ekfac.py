@@ -15,6 +15,7 @@ P^(1/2) R' P^(1/2) with R' that of the scaled curvature P^(1/2) H P^(1/2).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ class Ekfac:
         eigenvalues: (d_out, d_in) by layer name, nats^2 per supervised token.
         rho: damping relative to a layer's mean eigenvalue.
         tau: sum of the step sizes, for the finite response; None: converged.
+        among: mean eigenvalues of all layers that are measured, where these are some of them; None: these.
     """
 
     kind = "ekfac"
@@ -46,10 +48,15 @@ class Ekfac:
         eigenvalues: Mapping[str, Tensor],
         rho: float,
         tau: float | None = None,
+        among: Mapping[str, float] | None = None,
     ) -> None:
         self.layers, self.bases, self.eigenvalues = list(layers), bases, eigenvalues
-        self.rho, self.tau = rho, tau
-        self.damping = absolute_damping(self.means(), rho)
+        self.rho, self.tau, self._among = rho, tau, among
+
+    @cached_property
+    def damping(self) -> dict[str, float]:
+        """Absolute, by layer name."""
+        return absolute_damping(self.means(), self.rho, self._among)
 
     def means(self) -> dict[str, float]:
         """Each layer's mean eigenvalue."""
@@ -102,4 +109,8 @@ class Ekfac:
 
     def with_damping(self, rho: float) -> Ekfac:
         """The same curvature at another damping; nothing is fitted again."""
-        return type(self)(self.layers, self.bases, self.eigenvalues, rho, self.tau)
+        return type(self)(self.layers, self.bases, self.eigenvalues, rho, self.tau, self._among)
+
+    def among(self, means: Mapping[str, float]) -> Ekfac:
+        """The same curvature as a part of that of all layers, whose mean eigenvalues these are."""
+        return type(self)(self.layers, self.bases, self.eigenvalues, self.rho, self.tau, means)

@@ -29,7 +29,11 @@ class Curvature(Protocol):
 
     kind: str
     layers: list[Layer]
-    damping: dict[str, float]
+
+    @property
+    def damping(self) -> dict[str, float]:
+        """Absolute, by layer name; empty where there is none."""
+        ...
 
     def respond(self, name: str, G: Tensor) -> Tensor:
         """R G: (.., d_out, d_in) -> the same shape."""
@@ -42,7 +46,11 @@ class Coupled(Protocol):
 
     kind: str
     layers: list[Layer]
-    damping: dict[str, float]
+
+    @property
+    def damping(self) -> dict[str, float]:
+        """Absolute, by layer name; empty where there is none."""
+        ...
 
     def respond_all(self, gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """R times the gradient of all layers, each (d_out, d_in), by layer name."""

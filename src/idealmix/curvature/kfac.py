@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ class Kfac:
         rho: damping relative to a layer's mean eigenvalue, tr A tr S / (d_in d_out).
         metrics: of the optimiser, by layer name.
         shelves: where their Cholesky factors lie; None: memory.
+        among: mean eigenvalues of all layers that are measured, where these are some of them; None: these.
     """
 
     kind = "kfac"
@@ -44,16 +46,22 @@ class Kfac:
         rho: float,
         metrics: Mapping[str, Metric] | None = None,
         shelves: Shelves | None = None,
+        among: Mapping[str, float] | None = None,
     ) -> None:
-        self.layers, self.rho = list(layers), rho
+        self.layers, self.rho, self._among = list(layers), rho, among
         self._metrics = {
             name: Metric(metric.r.to(S[name]), metric.c.to(A[name]))
             for name, metric in (metrics or {}).items()
+            if name in S
         }
         self.A, self.S = A, S
-        self.damping = absolute_damping(self.means(), rho)
         self._shelves = shelves or Shelves()
         self._roots = self._shelves.shelf(), self._shelves.shelf()
+
+    @cached_property
+    def damping(self) -> dict[str, float]:
+        """Absolute, by layer name."""
+        return absolute_damping(self.means(), self.rho, self._among)
 
     def means(self) -> dict[str, float]:
         """Each layer's mean eigenvalue."""
@@ -76,7 +84,11 @@ class Kfac:
 
     def with_damping(self, rho: float) -> Kfac:
         """The same factors at another damping; they are decomposed again."""
-        return type(self)(self.layers, self.A, self.S, rho, self._metrics, self._shelves)
+        return type(self)(self.layers, self.A, self.S, rho, self._metrics, self._shelves, self._among)
+
+    def among(self, means: Mapping[str, float]) -> Kfac:
+        """The same curvature as a part of that of all layers, whose mean eigenvalues these are."""
+        return type(self)(self.layers, self.A, self.S, self.rho, self._metrics, self._shelves, means)
 
     def _factors(self, name: str) -> tuple[Tensor, Tensor]:
         return scaled_factors(self.A[name], self.S[name], self._metrics.get(name))

@@ -5,6 +5,7 @@ Flows in: an error, a batch. Flows out: smaller batches, or an error that names 
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 
 import torch
@@ -15,15 +16,20 @@ from idealmix.errors import IdealmixError
 _WORDS = ("not enough memory", "out of memory", "can't allocate memory")
 
 
+class DoesNotFitError(IdealmixError):
+    """What is measured does not fit, whatever the batch: fewer layers at once may."""
+
+
 def ran_out(error: BaseException) -> bool:
     """An accelerator or the CPU has no memory left."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError, DoesNotFitError)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
 
 
 def release() -> None:
     """Give memory that nothing uses back to the device."""
+    gc.collect()  # an error's traceback and its tensors refer to each other
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
@@ -50,18 +56,18 @@ def cut(batch: Batch, rows: slice, *, trim: bool = False) -> Batch:
     )
 
 
-def too_large(batch: Batch) -> IdealmixError:
+def too_large(batch: Batch) -> DoesNotFitError:
     """One row does not fit."""
-    return IdealmixError(
+    return DoesNotFitError(
         f"row {batch.row_ids[0]} of {int(batch.real.sum())} tokens does not fit in memory, although it is measured alone",
         where=f"batch {batch.index}",
         mend="lower training.max_length, where rows are cut; or select fewer layers with influence.layers",
     )
 
 
-def while_adding(layer: str, batch: Batch) -> IdealmixError:
+def while_adding(layer: str, batch: Batch) -> DoesNotFitError:
     """Memory ran out inside a sum, which cannot be repeated without counting twice."""
-    return IdealmixError(
+    return DoesNotFitError(
         f"memory ran out while batch {batch.index} was added to the sums",
         where=f"layer {layer}",
         mend=f"lower influence.batch_tokens below {batch.input_ids.numel()}, or select fewer layers with influence.layers",
