@@ -254,6 +254,11 @@ config(
     "scores={s: {reference: count, exact_match: x, max_decrease: -1}}",
 )
 config("a score of two kinds", "exactly one of", "scores={s: {test: count, exact_match: x, callable: 'a:b'}}")
+config(
+    "a regex that finds no answer",
+    "finds no answer in",
+    "scores={s: {test: count, exact_match: '#### (.+)'}}",
+)
 config("a regex that is none", "not a regular expression", "scores={s: {test: count, exact_match: '('}}")
 config("a function that is not there", "scores.s", "scores={s: {test: count, callable: 'no_such_module:f'}}")
 config("an unknown method", "method", "method=magic")

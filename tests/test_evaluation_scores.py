@@ -17,7 +17,7 @@ from idealmix.data.tokenise import Encoder
 from idealmix.errors import InputError
 from idealmix.evaluation.exact_match import answer, compile_pattern, is_right, normalise, reference_answers
 from idealmix.evaluation.generation import answer_text, end_tokens, generate
-from idealmix.evaluation.scores import ScoreResult, check_score, from_rows, score
+from idealmix.evaluation.scores import ScoreResult, check_rows, check_score, from_rows, score
 
 GSM8K = compile_pattern("#### (.+)")
 
@@ -79,6 +79,17 @@ def test_normalising_twice_is_once(text):
 def test_a_reference_without_an_answer_is_named():
     with pytest.raises(InputError, match=r"scores.gsm8k: '#### \(\.\+\)' finds no answer in 2 of 3 .*: b, c"):
         reference_answers(GSM8K, {"a": "#### 1", "b": "1", "c": "2"}, "scores.gsm8k")
+
+
+def test_a_pattern_that_finds_no_answer_is_told_before_anything_is_generated():
+    pool = helpers.TinyPool("test", [], prompts(3))
+    setting = Score(test="t", exact_match="#### (.+)")
+    for ask in (
+        lambda: check_rows("gsm8k", setting, pool),
+        lambda: score("gsm8k", None, None, pool, setting),  # no model is asked
+    ):
+        with pytest.raises(InputError, match=r"scores.gsm8k: '#### .*' finds no answer in 3 of 3"):
+            ask()
 
 
 def test_a_bad_pattern_is_the_users_input():

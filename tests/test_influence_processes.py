@@ -17,6 +17,7 @@ import idealmix
 from idealmix.curvature import Collector, Processes, make_batches, select_layers
 from idealmix.curvature.gauss_newton import GaussNewton
 from idealmix.errors import Doubt, IdealmixError
+from idealmix.evaluation.generation import generate
 from idealmix.evaluation.loss import reference_loss
 from idealmix.influence_stage import measure
 from idealmix.rounds import phases
@@ -80,6 +81,18 @@ def losses(processes=None):
     return found.row_ids, found.loss_sums, found.counts, told
 
 
+def answers(processes=None):
+    """What a model writes, and how many batches this process let it write."""
+    model, tokenizer = evaluation_helpers.tiny_model(seed=3), evaluation_helpers.tiny_tokenizer()
+    rows = [
+        evaluation_helpers.chat(f"row-{k}", " ".join(f"w{8 + k + j}" for j in range(1 + k % 5)), "w9")
+        for k in range(9)
+    ]
+    told = []
+    texts = generate(model, tokenizer, rows, 6, 40, lambda *done: told.append(done), processes)
+    return texts, told
+
+
 def failing(rank):
     """One process's rows fail in its visitor: what each of them says."""
     model = tiny()
@@ -100,7 +113,7 @@ def _work(rank, path):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{path}/store", rank=rank, world_size=2)
     everyone = Processes.all()
-    found = influenced(everyone), gauss_newton(everyone), losses(everyone), failing(rank)
+    found = influenced(everyone), gauss_newton(everyone), losses(everyone), answers(everyone), failing(rank)
     torch.save(found, path / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
@@ -134,12 +147,21 @@ def test_products_of_the_exact_response_are_those_of_one_process(both):
 def test_the_losses_are_those_of_one_process(both):
     ids, sums, counts, told = losses()
     total = told[-1][1]
-    for _, _, (other_ids, other_sums, other_counts, other_told), _ in both:
+    for _, _, (other_ids, other_sums, other_counts, other_told), *_ in both:
         assert other_ids == ids
         np.testing.assert_allclose(other_sums, sums, rtol=1e-12)
         assert other_counts.tolist() == counts.tolist()
         assert len(other_told) <= len(told) // 2 + 1
         assert all(done <= total == of for done, of in other_told)
+
+
+def test_the_answers_are_those_of_one_process(both):
+    texts, told = answers()
+    assert len(set(texts)) > 4
+    for *_, (other, other_told), _ in both:
+        assert other == texts
+        assert len(other_told) <= len(told) // 2 + 1
+        assert all(done <= len(texts) for done, _ in other_told)
 
 
 def test_what_fails_on_one_process_is_told_by_both(both):
@@ -149,7 +171,7 @@ def test_what_fails_on_one_process_is_told_by_both(both):
 
 
 def test_a_run_asks_all_its_processes(monkeypatch, tmp_path):
-    """Not rank 0 alone, as the phases that share nothing: by what influence and losses are given in a run."""
+    """Not rank 0 alone, as the phases that share nothing: by what influence, losses and answers are given in a run."""
     everyone, asked = Processes(0, 1), []
 
     def seen(name, real):
@@ -160,14 +182,13 @@ def test_a_run_asks_all_its_processes(monkeypatch, tmp_path):
         return call
 
     monkeypatch.setattr(Processes, "all", lambda: everyone)
-    for name in ("measure", "reference_loss"):
+    for name in ("measure", "reference_loss", "written"):
         monkeypatch.setattr(phases, name, seen(name, getattr(phases, name)))
     idealmix.run(
         project(
             tmp_path,
-            scores={},
             allocation={"rounds": 2, "replicates": 0, "budget": {"unit": "tokens", "size": 700}},
         )
     )
-    assert {name for name, _ in asked} == {"measure", "reference_loss"}
+    assert {name for name, _ in asked} == {"measure", "reference_loss", "written"}
     assert all(given for _, given in asked)

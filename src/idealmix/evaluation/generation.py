@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from idealmix.curvature import Processes
 from idealmix.data.conversation import Conversation
 from idealmix.data.tokenise import IGNORED, Encoder
 from idealmix.errors import InputError
@@ -32,6 +33,7 @@ def generate(
     max_new_tokens: int = 256,
     batch_tokens: int = 16384,
     progress: Progress | None = None,
+    processes: Processes | None = None,
 ) -> list[str]:
     """The assistant's next turn after each conversation's prompt, greedily, without special tokens.
 
@@ -44,7 +46,9 @@ def generate(
         conversations: what follows their prompt (all before the last assistant turn) is not looked at.
         max_new_tokens: the longest answer.
         batch_tokens: prompt and answer tokens, pads included, of one batch.
-        progress: called with prompts done and prompts in total.
+        progress: called with prompts done and prompts in total; of several processes, as if all were as far as this one.
+        processes: who shares the batches, each with the same conversations and the whole model; all get all answers. None: this
+            process alone.
 
     Raises:
         InputError: a prompt that leaves no room for an answer in the model's context.
@@ -59,8 +63,9 @@ def generate(
             mend="shorten these rows, or leave them out of the score",
         )
     ends = end_tokens(model, tokenizer, conversations[0]) if conversations else set()
+    team = processes or Processes()
     answers: dict[int, str] = {}
-    for batch in _batches([len(ids) for ids in prompts], max_new_tokens, batch_tokens):
+    for batch in team.share(list(_batches([len(ids) for ids in prompts], max_new_tokens, batch_tokens))):
         new_tokens = _continue(
             model, tokenizer, [prompts[i] for i in batch], max_new_tokens, sorted(ends), context
         )
@@ -68,7 +73,9 @@ def generate(
             end = next((at for at, token in enumerate(tokens) if token in ends), len(tokens))
             answers[i] = str(tokenizer.decode(tokens[:end], skip_special_tokens=True))
         if progress:
-            progress(len(answers), len(prompts))
+            progress(min(len(prompts), len(answers) * team.size), len(prompts))
+    for found in team.gather(answers):
+        answers |= found
     return [answers[i] for i in range(len(prompts))]
 
 

@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import inspect
 import math
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from idealmix.config import Score
+from idealmix.curvature import Processes
 from idealmix.errors import InputError
 from idealmix.evaluation import code_tests, harness
 from idealmix.evaluation.exact_match import compile_pattern, is_right, reference_answers
@@ -43,6 +45,7 @@ def score(
     setting: Score,
     folder: Path | None = None,
     progress: Progress | None = None,
+    answers: Sequence[str] | None = None,
 ) -> ScoreResult:
     """Score a model on the first `setting.rows` rows of a test pool, or of a task that brings its own.
 
@@ -54,6 +57,7 @@ def score(
         setting: one entry of the config's `scores`.
         folder: where the module of `setting.callable` is looked for first; None: the working directory.
         progress: called with rows generated and rows in total.
+        answers: what `written` gave for the same arguments; None: they are generated here.
 
     Raises:
         InputError: a bad pattern, references without an answer, rows without tests, a function that cannot be imported, fails, or
@@ -63,15 +67,13 @@ def score(
         return harness.score_task(name, model, tokenizer, setting, progress)
     if pool is None:
         raise RuntimeError("a score on a test set is asked with its pool")
-    rows = [pool.conversation(i) for i in range(min(len(pool), setting.rows or len(pool)))]
-    where = f"scores.{name}"
-    if setting.exact_match is not None:
-        return from_rows(name, _exact_match(where, model, tokenizer, rows, setting, progress))
-    if setting.code_tests is not None:
-        tests = code_tests.load_tests(setting.code_tests, f"{where}.code_tests")
-        code_tests.asked(tests, [row.id for row in rows], f"{where}.code_tests")
-        texts = generate(model, tokenizer, rows, setting.max_new_tokens, progress=progress)
-        return from_rows(name, code_tests.run_tests(tests, {row.id: text for row, text in zip(rows, texts)}))
+    rows, where = _rows(pool, setting), f"scores.{name}"
+    if setting.callable is None:
+        if answers is None:
+            check_rows(name, setting, pool)  # before the minutes that it takes to generate
+            answers = generate(model, tokenizer, rows, setting.max_new_tokens, progress=progress)
+        texts = {row.id: text for row, text in zip(rows, answers)}
+        return from_rows(name, _judged(where, setting, rows, texts))
     where, target = f"{where}.callable", str(setting.callable)
     function = load_function(target, where, folder or Path.cwd())
     with _importing_from(folder or Path.cwd()):
@@ -84,6 +86,21 @@ def score(
                 where=where,
             ) from error
     return _result(name, returned, [row.id for row in rows], where, target)
+
+
+def written(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    pool: Pool | None,
+    setting: Score,
+    progress: Progress | None = None,
+    processes: Processes | None = None,
+) -> list[str] | None:
+    """The answers that a score judges, shared by processes; None where the score makes its own (a function, a task of lm-eval)."""
+    if pool is None or setting.callable is not None:
+        return None
+    rows = _rows(pool, setting)
+    return generate(model, tokenizer, rows, setting.max_new_tokens, progress=progress, processes=processes)
 
 
 def check_score(name: str, setting: Score, folder: Path | None = None) -> None:
@@ -103,6 +120,8 @@ def check_rows(name: str, setting: Score, pool: Pool) -> None:
     if setting.code_tests is not None:
         where = f"scores.{name}.code_tests"
         code_tests.asked(code_tests.load_tests(setting.code_tests, where), pool.ids[: setting.rows], where)
+    elif setting.exact_match is not None:
+        _wanted(f"scores.{name}", setting, _rows(pool, setting))
 
 
 def score_digest(name: str, setting: Score, folder: Path | None = None) -> str | None:
@@ -159,19 +178,27 @@ def load_function(target: str, where: str, folder: Path) -> Callable[..., Any]:
     return function
 
 
-def _exact_match(
-    where: str,
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Conversation],
-    setting: Score,
-    progress: Progress | None,
+def _rows(pool: Pool, setting: Score) -> list[Conversation]:
+    return [pool.conversation(i) for i in range(min(len(pool), setting.rows or len(pool)))]
+
+
+def _judged(
+    where: str, setting: Score, rows: Sequence[Conversation], texts: Mapping[str, str]
 ) -> dict[str, float]:
     """1.0 for a right answer, 0.0 for a wrong one, by row id."""
+    if setting.code_tests is not None:
+        tests = code_tests.load_tests(setting.code_tests, f"{where}.code_tests")
+        return code_tests.run_tests(tests, texts)
+    pattern, wanted = _wanted(where, setting, rows)
+    return {row_id: float(is_right(pattern, text, wanted[row_id])) for row_id, text in texts.items()}
+
+
+def _wanted(
+    where: str, setting: Score, rows: Sequence[Conversation]
+) -> tuple[re.Pattern[str], dict[str, str]]:
+    """The pattern, and what it finds in each reference answer."""
     pattern = compile_pattern(str(setting.exact_match), f"{where}.exact_match")
-    wanted = reference_answers(pattern, {row.id: answer_text(row) for row in rows}, where)
-    texts = generate(model, tokenizer, rows, setting.max_new_tokens, progress=progress)
-    return {row.id: float(is_right(pattern, text, wanted[row.id])) for row, text in zip(rows, texts)}
+    return pattern, reference_answers(pattern, {row.id: answer_text(row) for row in rows}, where)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from idealmix.data.pools import Pool
 from idealmix.errors import IdealmixError
 from idealmix.evaluation.loss import reference_loss
 from idealmix.evaluation.score_result import ScoreResult
-from idealmix.evaluation.scores import score, score_digest
+from idealmix.evaluation.scores import score, score_digest, written
 from idealmix.evaluation.set_loss import SetLoss
 from idealmix.influence_matrix import InfluenceMatrix
 from idealmix.influence_stage import measure
@@ -346,10 +346,11 @@ class Phases:
         return found | ({"scores": watched} if watched else {})
 
     def _score(self, name: str, setting: Score, model: Any, pool: Pool | None) -> dict[str, Any]:
-        """By the first process: what a model writes is generated, and judged, once."""
-        progress = partial(self._rows, name)
+        """All processes write the answers, the first judges them."""
+        tokenizer, progress = self.inputs.tokenizer, partial(self._rows, name)
+        answers = written(model, tokenizer, pool, setting, progress, Processes.all())
         return self._team.lead(
-            lambda: score(name, model, self.inputs.tokenizer, pool, setting, progress=progress).to_json()
+            lambda: score(name, model, tokenizer, pool, setting, progress=progress, answers=answers).to_json()
         )
 
     def _losses(self, model: Any, sets: Sequence[tuple[str, Pool]]) -> list[tuple[str, SetLoss]]:
