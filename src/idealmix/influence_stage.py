@@ -46,6 +46,7 @@ from idealmix.influence_unrolled import segments_of
 from idealmix.moments import Moments
 
 if TYPE_CHECKING:
+    from idealmix.curvature import Batch
     from idealmix.data.mixture import Mixture
     from idealmix.data.pools import Pool
     from idealmix.training.record import TrainingRecord
@@ -177,22 +178,7 @@ def measure_rows(
         collectors = [Collector(model, group, processes=team, progress=advance) for group in groups]
         place = _scratch(settings, model, layers, matrices, scratch, apart=len(groups) > 1)
         with Shelves(place) as shelves:
-
-            def fit(
-                collector: Collector, tau: float | None, metrics: Mapping[str, Metric] | None
-            ) -> Curvature | Coupled:
-                return fit_curvature(
-                    settings.curvature,
-                    collector,
-                    largest,
-                    rho=settings.damping,
-                    label_seed=seed if settings.fisher == "sampled" else None,
-                    tau=tau,
-                    metrics=metrics,
-                    shelves=shelves,
-                )
-
-            training = [*drawn, *unused]
+            fit, training = partial(_fit, settings, largest, seed, shelves), [*drawn, *unused]
             if segments:
                 return len(groups), [{}], [unrolled(collectors, segments, fit, training, held_out, shelves)]
             whole = partial(fit, tau=tau, metrics=metrics)
@@ -253,6 +239,28 @@ def measure_rows(
         )
         for found, rho, absolute in zip(by_damping, dampings or [settings.damping], every)
     ]
+
+
+def _fit(
+    settings: config.Influence,
+    batches: Sequence[Batch],
+    seed: int,
+    shelves: Shelves,
+    collector: Collector,
+    tau: float | None,
+    metrics: Mapping[str, Metric] | None,
+) -> Curvature | Coupled:
+    """The curvature that the settings ask for, of the collector's layers."""
+    return fit_curvature(
+        settings.curvature,
+        collector,
+        batches,
+        rho=settings.damping,
+        label_seed=seed if settings.fisher == "sampled" else None,
+        tau=tau,
+        metrics=metrics,
+        shelves=shelves,
+    )
 
 
 def _checked_rows(
