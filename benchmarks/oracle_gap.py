@@ -30,7 +30,7 @@ import torch
 import yaml
 
 from benchmarks.oracle_figures import headline, of_suite, table
-from benchmarks.oracle_methods import BEST, EQUAL_COST, ORDER, RESPONSES, made
+from benchmarks.oracle_methods import BEST, EQUAL_COST, ORDER, VARIANTS, made
 from idealmix import configfile
 from idealmix.comparison.executor import Executor, Final
 from idealmix.evaluation.set_loss import SetLoss
@@ -116,11 +116,12 @@ class Bed:
     def executor(self, seed: int, name: str) -> Executor:
         """The product's, at one seed."""
         slug = name.replace(", ", "-").replace(" ", "-")
-        influence = self.config.influence
-        if name in RESPONSES:
-            influence = influence.model_copy(update={"response": RESPONSES[name]})
+        changed = {
+            block: getattr(self.config, block).model_copy(update=settings)
+            for block, settings in VARIANTS.get(name, {}).items()
+        }
         return Executor(
-            self.config.model_copy(update={"influence": influence}),
+            self.config.model_copy(update=changed),
             self.inputs,
             self.run,
             self.team,
