@@ -10,10 +10,12 @@ from test_influence_measure import DOMAINS, MIXTURE, REFERENCES, record
 from test_influence_unrolled import clipped_record, keep, some_moments
 
 from idealmix import influence_passes
+from idealmix.curvature import select_layers
 from idealmix.curvature.damping import FLOOR
 from idealmix.curvature.factors import FactorSums
 from idealmix.curvature.gradients import GradientSums
-from idealmix.errors import IdealmixError
+from idealmix.curvature.memory import DoesNotFitError
+from idealmix.errors import Doubt, IdealmixError
 from idealmix.influence_passes import Products
 from idealmix.influence_rows import NamedRows
 from idealmix.influence_stage import measure, measure_rows
@@ -131,6 +133,32 @@ def test_what_cannot_be_split_or_is_not_to_be_ends_with_the_setting(room, change
     room(0) if "curvature" in changed else room(6)
     with pytest.raises((IdealmixError, torch.OutOfMemoryError), match="memory"):
         found(**changed)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_of_several_processes_only_what_all_of_them_raise_is_tried_again(alone):
+    """A sweep tells all of them (`Processes.agree`); memory that runs out between two sweeps is known to one alone."""
+    layers = select_layers(tiny())
+
+    def attempt(error):
+        def measured(groups):
+            if len(groups) == 1:
+                raise error
+            return len(groups)
+
+        return measured
+
+    with pytest.warns(Doubt, match="2 groups"):
+        assert (
+            influence_passes.in_groups(layers, attempt(DoesNotFitError("no")), splits=True, alone=alone) == 2
+        )
+    between = attempt(torch.OutOfMemoryError("no"))
+    if alone:
+        with pytest.warns(Doubt, match="2 groups"):
+            assert influence_passes.in_groups(layers, between, splits=True, alone=True) == 2
+    else:
+        with pytest.raises(torch.OutOfMemoryError):
+            influence_passes.in_groups(layers, between, splits=True, alone=False)
 
 
 def test_one_layer_that_does_not_fit_is_an_error(room):

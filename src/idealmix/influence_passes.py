@@ -30,7 +30,7 @@ from idealmix.curvature import (
 )
 from idealmix.curvature.ekfac import Ekfac
 from idealmix.curvature.kfac import Kfac
-from idealmix.curvature.memory import ran_out, release
+from idealmix.curvature.memory import DoesNotFitError, ran_out, release
 from idealmix.errors import Doubt, IdealmixError, InputError
 from idealmix.influence_rows import NamedRows
 from idealmix.influence_sample import Sample
@@ -109,20 +109,25 @@ def products(
     return absolute, [_together(by_group) for by_group in zip(*found)]
 
 
-def in_groups(layers: Sequence[Layer], attempt: Callable[[list[list[Layer]]], T], *, splits: bool) -> T:
+def in_groups(
+    layers: Sequence[Layer], attempt: Callable[[list[list[Layer]]], T], *, splits: bool, alone: bool
+) -> T:
     """What `attempt` makes of all layers in one group; where memory does not suffice, in two, four, ..
 
     Args:
         layers: all that are measured.
         attempt: gets the groups, and may be called again with smaller ones.
         splits: False: memory that runs out is an error.
+        alone: no other process measures too. Else only what all processes raise is tried again: the others would go on with
+            the groups as they were, and sums of different layers would meet.
     """
     groups = [list(layers)]
     while True:
         try:
             return attempt(groups)
         except (RuntimeError, MemoryError, IdealmixError) as error:
-            if not ran_out(error) or not splits or max(map(len, groups)) == 1:
+            known = ran_out(error) if alone else isinstance(error, DoesNotFitError)
+            if not known or not splits or max(map(len, groups)) == 1:
                 raise
             groups = [half for group in groups for half in _halves(group)]
             warnings.warn(

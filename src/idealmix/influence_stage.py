@@ -186,7 +186,7 @@ def measure_rows(
 
     with _doubts_of_measuring() as told:
         splits = settings.curvature not in ("exact", "woodbury") and settings.store != "memory"
-        groups, every, by_damping = in_groups(layers, attempt, splits=splits)
+        groups, every, by_damping = in_groups(layers, attempt, splits=splits, alone=team.size == 1)
     if segments:
         tau, metrics = sum(segment.tau for segment in segments), segments[-1].metrics
     doubts = dict.fromkeys(text for of_one in team.gather([*left_out, *told]) for text in of_one)
