@@ -60,7 +60,8 @@ def stage(threads: int, settings: dict[str, Any], **data: Any) -> dict[str, Any]
     }
 
 
-def _bare(model: Any, batches: list[Any]) -> None:
+def bare(model: Any, batches: list[Any]) -> None:
+    """Forward and backward with parameter gradients, nothing else."""
     for batch in batches:
         out = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, :-1]
         targets = batch.labels[:, 1:]
@@ -80,7 +81,7 @@ def passes(threads: int, batch_tokens: int, batches: int, repeats: int, **data: 
     factors = fit_factors(collector, chosen, 0)
     bases, _ = eigenbases(dict(factors.A), dict(factors.S))
     work: dict[str, Callable[[], Any]] = {
-        "bare": lambda: _bare(model, chosen),
+        "bare": lambda: bare(model, chosen),
         "frozen": lambda: _frozen(model, plain, chosen),
         "hooks": lambda: list(collector.sweep(chosen)),
         "sampled labels": lambda: list(collector.sweep(chosen, label_seed=0)),
@@ -151,7 +152,7 @@ def epoch(
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
     else:
-        _bare(model, batches)
+        bare(model, batches)
     return {
         "seconds": clock.wall,
         "cpu_s": clock.cpu,

@@ -144,6 +144,24 @@ def test_the_best_of_k_is_the_best_and_the_mean_is_the_mean(done: tuple[Path, di
     assert change == pytest.approx(min(values) - methods["joint"]["figures"]["objective"]["mean"])
 
 
+def test_progress_is_counted_from_the_base_model_to_joint(
+    done: tuple[Path, dict[str, Any], Steps], tmp_path: Path
+) -> None:
+    config = configfile.load(done[0], ["objective=progress", f"output={tmp_path / 'run'}"])
+    found = compare(config, ["base", "uniform"], 1, Steps())["methods"]
+    value = {name: method["figures"]["objective"]["mean"] for name, method in found.items()}
+    assert (value["base"], value["joint"]) == pytest.approx((0, -1))
+
+    def loss(name: str, q: str) -> float:
+        return found[name]["runs"][0]["losses"][q]
+
+    def gained(q: str) -> float:
+        before = loss("base", q)
+        return (before - loss("uniform", q)) / max(before - loss("joint", q), 0.05 * before)
+
+    assert value["uniform"] == pytest.approx(-sum(map(gained, config.references)) / 2)
+
+
 def test_search_costs_in_epochs(done: tuple[Path, dict[str, Any], Steps]) -> None:
     methods = done[1]["methods"]
     cost = {name: method["search_epochs"] for name, method in methods.items()}

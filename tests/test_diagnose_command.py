@@ -25,7 +25,7 @@ from idealmix.rounds.watch import Silent
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project without a run; one row of it holds markup."""
     folder = tmp_path_factory.mktemp("project")
-    project(folder)
+    project(folder, objective="progress")
     hostile = [swap(a, b, "<script>alert(1)</script>") for a in WORDS for b in WORDS[:3]]
     write_rows(folder / "hostile" / "train.jsonl", hostile)
     text = (folder / "config.yaml").read_text(encoding="utf-8")
@@ -60,6 +60,7 @@ def test_without_a_run_round_0_is_trained_and_is_the_runs_own(folder: Path) -> N
 
     result = run_rounds(configfile.load(folder / "config.yaml", []), Silent())
     assert trained.read_bytes() == before
+    assert (result["base"]["objective"]["value"], result["rounds"][0]["objective"]["value"]) == (0, -1)
     assert ask(folder, "conflict")["facts"]["Round"].startswith(f"{result['best']},")
 
     parts = ask(folder, "reference")["figures"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,7 +14,7 @@ from idealmix.evaluation.objective import objective_difference, objective_gradie
 from idealmix.evaluation.set_loss import SetLoss
 
 WEIGHTS = {"math": 2.0, "code": 1.0, "chat": 1.0}
-KINDS = ["mean_loss", "relative", "worst"]
+KINDS = ["mean_loss", "relative", "progress", "worst"]
 
 
 def evaluations(seed: int = 0, shifts: tuple[float, ...] = (0.0, -0.05, -0.08)) -> list[dict[str, SetLoss]]:
@@ -28,11 +30,26 @@ def evaluations(seed: int = 0, shifts: tuple[float, ...] = (0.0, -0.05, -0.08)) 
     return out
 
 
-def by_hand(kind: str, means: dict[str, float], base: dict[str, float]) -> float:
+def by_hand(
+    kind: str, means: dict[str, float], start: dict[str, float], untrained: dict[str, float]
+) -> float:
     if kind == "worst":
         return max(means.values())
     total = sum(WEIGHTS.values())
-    return sum(w * means[n] / (base[n] if kind == "relative" else 1) for n, w in WEIGHTS.items()) / total
+    if kind == "progress":
+        gain = {n: max(untrained[n] - start[n], 0.05 * untrained[n]) for n in WEIGHTS}
+        return sum(w * (means[n] - untrained[n]) / gain[n] for n, w in WEIGHTS.items()) / total
+    return sum(w * means[n] / (start[n] if kind == "relative" else 1) for n, w in WEIGHTS.items()) / total
+
+
+def before_training(start: dict[str, SetLoss]) -> dict[str, SetLoss]:
+    """A base model that round 0 beats by much in math, by less than a twentieth in code; chat was better before."""
+    rng = np.random.default_rng(7)
+    factor = {"math": 1.4, "code": 1.02, "chat": 0.9}
+    return {
+        name: replace(loss, loss_sums=loss.loss_sums * factor[name] * rng.uniform(0.97, 1.03, len(loss)))
+        for name, loss in start.items()
+    }
 
 
 def means_of(losses):
@@ -52,37 +69,41 @@ def resample(losses: list[dict[str, SetLoss]], rng) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_value(kind):
-    base, new, _ = evaluations()
-    assert objective_value(new, WEIGHTS, kind, base).value == pytest.approx(
-        by_hand(kind, means_of(new), means_of(base))
+    start, new, _ = evaluations()
+    base = before_training(start)
+    assert objective_value(new, WEIGHTS, kind, start, base).value == pytest.approx(
+        by_hand(kind, means_of(new), means_of(start), means_of(base))
     )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_by_finite_differences(kind):
-    base, new, _ = (means_of(losses) for losses in evaluations())
-    gradient = objective_gradient(new, WEIGHTS, kind, base)
+    first = evaluations()[0]
+    start, new, _ = (means_of(losses) for losses in evaluations())
+    base = means_of(before_training(first))
+    gradient = objective_gradient(new, WEIGHTS, kind, start, base)
     for name in new:
         up, down = new | {name: new[name] + 1e-5}, new | {name: new[name] - 1e-5}
-        slope = (by_hand(kind, up, base) - by_hand(kind, down, base)) / 2e-5
+        slope = (by_hand(kind, up, start, base) - by_hand(kind, down, start, base)) / 2e-5
         assert gradient[name] == pytest.approx(slope, abs=1e-8)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_errors_by_the_bootstrap(kind):
     losses = evaluations()
-    base, old, new = losses
+    start, old, new = losses
+    base = before_training(start)
     rng = np.random.default_rng(2)
     values, differences = [], []
     for _ in range(3000):
-        b, o, n = resample(losses, rng)
-        values.append(by_hand(kind, n, b))
-        differences.append(by_hand(kind, n, b) - by_hand(kind, o, b))
-    value = objective_value(new, WEIGHTS, kind, base)
-    difference = objective_difference(new, old, WEIGHTS, kind, base)
+        s, o, n, b = resample([*losses, base], rng)
+        values.append(by_hand(kind, n, s, b))
+        differences.append(by_hand(kind, n, s, b) - by_hand(kind, o, s, b))
+    value = objective_value(new, WEIGHTS, kind, start, base)
+    difference = objective_difference(new, old, WEIGHTS, kind, start, base)
     assert value.se == pytest.approx(np.std(values), rel=0.08)
     assert difference.value == pytest.approx(
-        value.value - objective_value(old, WEIGHTS, kind, base).value, abs=1e-12
+        value.value - objective_value(old, WEIGHTS, kind, start, base).value, abs=1e-12
     )
     assert difference.se == pytest.approx(np.std(differences), rel=0.08)
 
@@ -104,6 +125,25 @@ def test_round_zero_relative_to_itself_is_one_without_error():
     assert se == pytest.approx(0, abs=1e-15)
 
 
+def test_progress_counts_from_the_base_model_in_units_of_round_zeros_gain():
+    start = evaluations()[0]
+    base = {name: replace(loss, loss_sums=loss.loss_sums * 1.5) for name, loss in start.items()}
+    assert objective_value(base, WEIGHTS, "progress", start, base).value == pytest.approx(0)
+    value, se, _ = objective_value(start, WEIGHTS, "progress", start, base)
+    assert (value, se) == pytest.approx((-1, 0), abs=1e-12)
+
+
+def test_progress_is_not_carried_by_a_set_that_round_zero_did_not_improve():
+    start = evaluations()[0]
+    base = before_training(start)
+    gradient = objective_gradient(
+        means_of(start), dict.fromkeys(start, 1.0), "progress", means_of(start), means_of(base)
+    )
+    for name in ("code", "chat"):
+        assert gradient[name] == pytest.approx(1 / 3 / (0.05 * base[name].mean))
+    assert gradient["math"] == pytest.approx(1 / 3 / (base["math"].mean - start["math"].mean))
+
+
 def test_pairing_makes_the_difference_sharper_than_the_losses():
     _base, old, new = evaluations()
     paired = objective_difference(new, old, WEIGHTS, "mean_loss").se
@@ -113,8 +153,8 @@ def test_pairing_makes_the_difference_sharper_than_the_losses():
 
 def test_degrees_of_freedom_lie_between_the_smallest_sets_and_all_rows():
     base, old, new = evaluations()
-    for kind in KINDS[:2]:
-        dof = objective_difference(new, old, WEIGHTS, kind, base).dof
+    for kind in KINDS[:3]:
+        dof = objective_difference(new, old, WEIGHTS, kind, base, before_training(base)).dof
         assert 24 < dof < 132
     assert objective_value(new, WEIGHTS, "worst").dof == 24  # chat alone
 
@@ -124,8 +164,9 @@ def test_a_set_of_weight_zero_changes_nothing():
     weights = WEIGHTS | {"chat": 0.0}
     less = {name: loss for name, loss in new.items() if name != "chat"}
     for kind in KINDS:
-        with_it = objective_value(new, weights, kind, base)
-        assert with_it == objective_value(less, {"math": 2.0, "code": 1.0}, kind, base)
+        sets = base, before_training(base)
+        with_it = objective_value(new, weights, kind, *sets)
+        assert with_it == objective_value(less, {"math": 2.0, "code": 1.0}, kind, *sets)
 
 
 def test_a_set_of_one_row_makes_the_error_unknown_and_not_small():
@@ -144,8 +185,9 @@ def test_a_set_of_one_row_makes_the_error_unknown_and_not_small():
 def test_weights_have_no_scale(values, weights, factor):
     means = dict(zip("abc", values))
     for kind in KINDS:
-        one = objective_gradient(means, dict(zip("abc", weights)), kind, means)
-        other = objective_gradient(means, dict(zip("abc", (w * factor for w in weights))), kind, means)
+        one = objective_gradient(means, dict(zip("abc", weights)), kind, means, means)
+        scaled = dict(zip("abc", (w * factor for w in weights)))
+        other = objective_gradient(means, scaled, kind, means, means)
         assert other == pytest.approx(one)
 
 
@@ -170,6 +212,8 @@ def test_other_faults_are_refused():
         objective_value(old, {"math": 1.0, "code": 1.0}, "mean_loss")
     with pytest.raises(IdealmixError, match="round 0"):
         objective_value(old, WEIGHTS, "relative")
+    with pytest.raises(IdealmixError, match="the base model's loss"):
+        objective_value(old, WEIGHTS, "progress", old)
     cut = old | {"math": evaluations(seed=9)[0]["math"]}
     with pytest.raises(IdealmixError, match="math: two evaluations"):
         objective_difference(cut, old, WEIGHTS, "mean_loss")

@@ -39,6 +39,7 @@ KINDS: list[dict[str, Any]] = [
     {"allocation": {"rule": "scaled"}},
     {"domains": 6, "allocation": {"rule": "exponentiated", "m": 1.0, "gate": False}},
     {"domains": 5, "objective": "relative", "allocation": {"m": 3.0, "gate": False}},
+    {"domains": 5, "objective": "progress", "allocation": {"m": 3.0, "gate": False}},
     {"domains": 5, "references": 4, "allocation": {"m": 3.0}},
     {"domains": 5, "allocation": {"rule": "equalise", "m": 3.0, "gate": False}},
     {"allocation": {"rule": "equalise"}},

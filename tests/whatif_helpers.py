@@ -91,7 +91,7 @@ class Run:
             counts = {name: int(k) for name, k in zip(names, rows)}
             if self.drawn.amount(counts) < 0.99 * budget:
                 raise InputError("beyond the pools")
-        gradient = objective_gradient(self.losses, weights, self.config.objective, self.losses)
+        gradient = objective_gradient(self.losses, weights, self.config.objective, self.losses, self.base)
         slopes = slopes_of(self.matrix, gradient)
         if self.method == "ideal-paper":
             none = np.full(len(self.names), np.nan)
@@ -150,6 +150,7 @@ class Run:
         for r in found["rounds"]:
             r["counts"] = dict(self.start)
             r["losses"] = {q: {"mean": mean, "se": 0.01} for q, mean in self.losses.items()}
+        found["base"] = {"losses": {q: {"mean": mean, "se": 0.01} for q, mean in self.base.items()}}
         first = found["rounds"][0]
         first["influence"], first["allocation"] = self.matrix.to_json(), step.to_json()
         found["references"], found["weights"] = (

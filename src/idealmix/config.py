@@ -190,7 +190,11 @@ class Influence(Settings):
         "auto",
         description="share of the measured rows that the curvature rests on; auto: enough for the widest layer",
     )
-    batch_tokens: int = Field(4096, gt=0, description="padded tokens in one pass's batch")
+    batch_tokens: int = Field(
+        4096,
+        gt=0,
+        description="padded tokens in one pass's batch, of evaluation too; four times as many where answers are generated",
+    )
     store: Literal["auto", "memory", "disk"] = Field(
         "auto", description="where large matrices lie; auto: on disk where memory would exceed training's own"
     )
@@ -294,9 +298,10 @@ class Config(Settings):
         default_factory=dict,
         description="scores by name: on test sets, on the deciding halves of reference sets, or 'lm_eval:TASK'",
     )
-    objective: Literal["mean_loss", "relative", "worst"] = Field(
+    objective: Literal["mean_loss", "relative", "progress", "worst"] = Field(
         "mean_loss",
         description="how the references' losses are joined: weighted mean; the same of each loss over its value in round 0; "
+        "progress: of each fall below the base model's loss over round 0's fall (5 % of the base model's loss where that is more); "
         "or worst: the largest loss, in nats, among the sets of positive weight (weights only say which sets count)",
     )
     constraints: Annotated[dict[str, Constraint], BeforeValidator(_none_is_empty)] = Field(

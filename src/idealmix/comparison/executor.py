@@ -21,6 +21,7 @@ from idealmix.comparison.shared import Ledger, SharedPhases, Spent, steps_of
 from idealmix.config import Config
 from idealmix.data.mixture import draw
 from idealmix.errors import IdealmixError, InputError
+from idealmix.evaluation.objective import BY_ROUND_0
 from idealmix.influence_matrix import InfluenceMatrix
 from idealmix.methods.projection import as_allocation, project
 from idealmix.methods.protocol import (
@@ -241,10 +242,11 @@ class Executor:
         )
 
     def goal(self, evaluated: Evaluated) -> Goal:
-        """The objective; a relative one is relative to joint, which is trained for it, others need no start."""
-        relative = self.config.objective == "relative"
-        start = self._train(self.joint, 1.0).evaluated if relative else evaluated
-        return Goal(self.config.objective, dict(self.problem.weights), start.deciding)
+        """The objective; one that is measured by joint has joint trained for it, others need no start."""
+        objective = self.config.objective
+        start = self._train(self.joint, 1.0).evaluated if objective in BY_ROUND_0 else evaluated
+        base = self.phases.evaluate("", None).deciding if objective == "progress" else None
+        return Goal(objective, dict(self.problem.weights), start.deciding, base=base)
 
     def _measure(self, at: Outcome) -> InfluenceMatrix:
         mixed, trained = self._known(at)

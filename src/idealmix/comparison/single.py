@@ -61,8 +61,11 @@ def _tell(config: Config, executor: Executor, final: Final, watch: Watch) -> Sto
     joint, phases = executor.final(executor.joint), executor.phases
     first = _as_round(0, joint)
     weights = {name: source.weight for name, source in config.references.items()}
-    goal = Goal(config.objective, weights, joint.evaluated.deciding, start_scores=[joint.evaluated.scores])
-    story = Story(config, phases.evaluate("", None), goal, [first], warnings=list(executor.inputs.warnings))
+    base, of_joint = phases.evaluate("", None), joint.evaluated
+    goal = Goal(
+        config.objective, weights, of_joint.deciding, start_scores=[of_joint.scores], base=base.deciding
+    )
+    story = Story(config, base, goal, [first], warnings=list(executor.inputs.warnings))
     counts = final.mixed.mixture.counts
     state = LoopState.start(executor.joint, m=config.allocation.m, rounds=2, patience=0, keep="all")
     first.allocation = as_allocation(

@@ -19,6 +19,7 @@ import numpy as np
 from idealmix.comparison.executor import Executor, Final
 from idealmix.comparison.single import run_any
 from idealmix.config import Config, Lora
+from idealmix.evaluation.objective import BY_ROUND_0
 from idealmix.evaluation.set_loss import SetLoss
 from idealmix.methods.protocol import Array
 from idealmix.rounds.folder import RunFolder, write_json
@@ -100,7 +101,7 @@ def _full(executor: Executor, final: Final) -> dict[str, Any]:
     """What the one training at the full size came to, beside the base model."""
     record, mixture, phases = final.trained.record, final.mixed.mixture, executor.phases
     base = phases.evaluate("", None)
-    goal = executor.goal(final.evaluated) if executor.config.objective != "relative" else None
+    goal = executor.goal(final.evaluated) if executor.config.objective not in BY_ROUND_0 else None
     content: dict[str, Any] = {
         "model": executor.config.model,
         "counts": mixture.counts,

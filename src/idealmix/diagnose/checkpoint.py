@@ -22,6 +22,7 @@ from idealmix.config import Config
 from idealmix.data.mixture import Mixture
 from idealmix.diagnostics.conclusions import Conclusions
 from idealmix.errors import InputError
+from idealmix.evaluation.objective import BY_ROUND_0
 from idealmix.evaluation.set_loss import SetLoss
 from idealmix.influence_matrix import InfluenceMatrix
 from idealmix.influence_rows import Measured
@@ -204,15 +205,18 @@ def _train(config: Config, inputs: Inputs, watch: Watch) -> Path:
         mixed = phases.mix("round-0", start_mixture_counts(config, inputs), config.seed)
         trained = phases.train("round-0", mixed, config.seed, None)
         phases.evaluate("round-0", trained)
+        if config.objective == "progress":
+            phases.evaluate("base", None)
     return folder.path / "round-0"
 
 
 def _weights(config: Config, where: Path) -> dict[str, float]:
-    """dO/dL_q at a round; `relative` looks at round 0's losses too."""
-    losses = _deciding(where)
-    start = _deciding(where.parent / "round-0") if config.objective == "relative" else losses
+    """dO/dL_q at a round; some objectives look at the losses of round 0 and of the base model too."""
+    losses, run = _deciding(where), where.parent
+    start = _deciding(run / "round-0") if config.objective in BY_ROUND_0 else losses
+    base = _deciding(run / "base") if config.objective == "progress" else None
     weights = {name: source.weight for name, source in config.references.items()}
-    return Goal(config.objective, weights, start).gradient(losses)
+    return Goal(config.objective, weights, start, base=base).gradient(losses)
 
 
 def _deciding(where: Path) -> dict[str, SetLoss]:

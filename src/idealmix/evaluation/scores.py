@@ -95,12 +95,24 @@ def written(
     setting: Score,
     progress: Progress | None = None,
     processes: Processes | None = None,
+    batch_tokens: int = 16384,
 ) -> list[str] | None:
-    """The answers that a score judges, shared by processes; None where the score makes its own (a function, a task of lm-eval)."""
+    """The answers that a score judges, shared by processes; None where the score makes its own (a function, a task of lm-eval).
+
+    `batch_tokens` as for `generate`.
+    """
     if pool is None or setting.callable is not None:
         return None
     rows = _rows(pool, setting)
-    return generate(model, tokenizer, rows, setting.max_new_tokens, progress=progress, processes=processes)
+    return generate(
+        model,
+        tokenizer,
+        rows,
+        setting.max_new_tokens,
+        batch_tokens,
+        progress=progress,
+        processes=processes,
+    )
 
 
 def check_score(name: str, setting: Score, folder: Path | None = None) -> None:

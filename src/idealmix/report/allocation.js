@@ -70,7 +70,7 @@ const Allocation = (() => {
     if (!(total > 0)) throw new Error("Give at least one reference set a positive weight.");
     const share = weights.map(w => w / total);
     if (data.objective === "mean_loss") return share;
-    if (data.objective === "relative") return share.map((w, q) => w / data.start_losses[q]);
+    if (data.units) return share.map((w, q) => w / data.units[q]);
     let worst = -1;
     share.forEach((w, q) => { if (w > 0 && (worst < 0 || at.losses[q] > at.losses[worst])) worst = q; });
     return share.map((_, q) => q === worst ? 1 : 0);

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from idealmix import config as schema
 from idealmix.allocation.curves import Curves
 from idealmix.errors import InputError
+from idealmix.evaluation.objective import BY_ROUND_0, objective_units
 from idealmix.influence_matrix import InfluenceMatrix, Kind
 from idealmix.rounds.folder import read_json
 
@@ -106,7 +107,7 @@ def _common(
         "first_m": allocation.m,
         "drawn_only": config.method == "ideal-paper",
         "objective": config.objective,
-        "start_losses": [result["rounds"][0]["losses"][q]["mean"] for q in references],
+        "units": _units(config, result, references),
         "settings": {
             "weights": [config.references[q].weight for q in references],
             "floor": _bound(allocation.floor, names, 0.0),
@@ -117,6 +118,18 @@ def _common(
         "common_floor": not isinstance(allocation.floor, dict),
         "common_cap": not isinstance(allocation.cap, dict),
     }
+
+
+def _units(config: schema.Config, result: Mapping[str, Any], references: list[str]) -> list[float] | None:
+    """What the objective divides each loss by; None where it does not."""
+    if config.objective not in BY_ROUND_0:
+        return None
+    start, base = (
+        {q: losses[q]["mean"] for q in references}
+        for losses in (result["rounds"][0]["losses"], result["base"]["losses"])
+    )
+    units = objective_units(config.objective, references, start, base)
+    return [units[q] for q in references]
 
 
 def _limits(

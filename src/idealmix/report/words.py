@@ -22,6 +22,7 @@ UNITS = {"tokens": "training tokens", "supervised_tokens": "supervised tokens", 
 OBJECTIVES = {
     "mean_loss": ("weighted mean loss", "nats per supervised token"),
     "relative": ("mean loss relative to round 0", "of round 0's loss"),
+    "progress": ("progress over the base model, lower is better", "of round 0's gain"),
     "worst": ("loss of the worst reference set", "nats per supervised token"),
 }
 DECISIONS = {

@@ -1,6 +1,6 @@
 """The run's objective, bound to its weights and to round 0, so that the loop need not carry them.
 
-Flows in: the objective's name, weights, round 0's losses and watched scores. Flows out: values, differences and gradients of
+Flows in: the objective's name, weights, the base model's losses, round 0's losses and watched scores. Flows out: values, differences and gradients of
 `idealmix.evaluation.objective`, how far a loss rose or a score fell from round 0, and the seed's share of their error.
 """
 
@@ -30,6 +30,7 @@ class Goal:
         start: round 0's losses on the deciding halves.
         replicates: the same of round 0's other seeds.
         start_scores: the watched scores of round 0 and of its other seeds.
+        base: the base model's losses on the deciding halves; `progress` needs them.
     """
 
     objective: str
@@ -37,17 +38,18 @@ class Goal:
     start: Losses
     replicates: list[Losses] = field(default_factory=list)
     start_scores: list[Scores] = field(default_factory=list)
+    base: Losses | None = None
 
     def value(self, losses: Losses) -> Estimate:
         """The objective with its row-clustered error."""
-        return objective_value(losses, self.weights, self.objective, self.start)
+        return objective_value(losses, self.weights, self.objective, self.start, self.base)
 
     def gradient(self, losses: Losses) -> dict[str, float]:
         """dO/dL_q at these losses."""
-        means = {name: loss.mean for name, loss in losses.items()}
-        return objective_gradient(
-            means, self.weights, self.objective, {name: loss.mean for name, loss in self.start.items()}
+        means, start, base = (
+            {name: loss.mean for name, loss in sets.items()} for sets in (losses, self.start, self.base or {})
         )
+        return objective_gradient(means, self.weights, self.objective, start, base)
 
     def difference(self, new: Losses, old: Losses) -> Difference:
         """New minus old, paired by row, with the spread between seeds.
@@ -55,7 +57,8 @@ class Goal:
         Against round 0 the mean of all its trainings is the old side: they are there, and it is steadier than one.
         """
         runs = (self.start, *self.replicates) if old is self.start else (old,)
-        found = objective_difference(new, _mean(runs), self.weights, self.objective, self.start)
+        old = _mean(runs)
+        found = objective_difference(new, old, self.weights, self.objective, self.start, self.base)
         return Difference(*found, *self.seed_spread(), old_runs=len(runs))
 
     def rise(self, name: str, new: Losses) -> Difference:

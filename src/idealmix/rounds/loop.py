@@ -146,7 +146,10 @@ def tell(config: Config, inputs: Inputs, phases: Phases, watch: Watch) -> Story:
     # the same number of optimiser steps for every mixture of a held budget: only the mixture differs
     steps = (first.trained.record.steps or None) if allocation.budget.hold else None
     weights = {name: source.weight for name, source in config.references.items()}
-    goal = Goal(config.objective, weights, first.evaluated.deciding, start_scores=[first.evaluated.scores])
+    of_first = first.evaluated
+    goal = Goal(
+        config.objective, weights, of_first.deciding, start_scores=[of_first.scores], base=base.deciding
+    )
     story = Story(config, base, goal, [first], warnings=list(inputs.warnings))
     # replicates tell the noise of the seed, which only a second round is compared with
     for number in range(1, allocation.replicates + 1 if allocation.rounds > 1 else 1):

@@ -348,7 +348,9 @@ class Phases:
     def _score(self, name: str, setting: Score, model: Any, pool: Pool | None) -> dict[str, Any]:
         """All processes write the answers, the first judges them."""
         tokenizer, progress = self.inputs.tokenizer, partial(self._rows, name)
-        answers = written(model, tokenizer, pool, setting, progress, Processes.all())
+        # generating keeps neither gradients nor the scores of more than one position
+        tokens = 4 * self.config.influence.batch_tokens
+        answers = written(model, tokenizer, pool, setting, progress, Processes.all(), tokens)
         return self._team.lead(
             lambda: score(name, model, tokenizer, pool, setting, progress=progress, answers=answers).to_json()
         )
@@ -403,7 +405,7 @@ def memory_errors(step: str) -> Iterator[None]:
         raise IdealmixError(
             "the memory is too small for this phase",
             where=step,
-            mend="lower influence.batch_tokens (evaluation and influence), select fewer influence.layers, or lower "
+            mend="lower influence.batch_tokens (evaluation, scores and influence), select fewer influence.layers, or lower "
             "training.per_device_train_batch_size; what is finished is kept",
         ) from error
 

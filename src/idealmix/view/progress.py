@@ -73,7 +73,8 @@ def _partial(run: Path, config: Config, done: Mapping[str, float], folders: list
     halves = [_losses(run / where / "evaluation.json") for where in folders]
     weights = {name: source.weight for name, source in config.references.items()}
     scores = [_scores(run / where / "evaluation.json") for where in folders]
-    goal = Goal(config.objective, weights, halves[0][0], start_scores=[scores[0]])
+    base = _losses(run / "base/evaluation.json")[0] if "base/evaluation.json" in done else {}
+    goal = Goal(config.objective, weights, halves[0][0], start_scores=[scores[0]], base=base)
     for name in done:
         if name.startswith("round-0/replicate-") and not name.endswith(".json"):
             goal.replicates.append(_losses(run / name / "evaluation.json")[0])
@@ -97,7 +98,6 @@ def _partial(run: Path, config: Config, done: Mapping[str, float], folders: list
     allocations = [r["allocation"] for r in rounds[:-1]]
     for one, step in zip(rounds, [None, *allocations]):
         one["m"] = step["m"] if step else config.allocation.m
-    base = _losses(run / "base/evaluation.json")[0] if "base/evaluation.json" in done else {}
     return {
         "format": 1, "name": run.resolve().name, "model": config.model, "method": config.method,
         "budget": config.allocation.budget.model_dump(), "objective": config.objective,
