@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import multiprocessing
 from pathlib import Path
@@ -100,7 +101,7 @@ def test_a_kill_between_the_writes_behind_a_phase_does_not_lose_it(
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(RunFolder if at == "_promote" else folder_module, at, killed)
+        patch.setattr(folder_module if at in ("settle", "write_json") else RunFolder, at, killed)
         RunFolder(tmp_path).phase(name, {}, produce)
     told: list[str] = []
     again = RunFolder(tmp_path, told.append).phase(name, {}, produce)
@@ -126,6 +127,25 @@ def test_a_part_that_changed_after_it_was_marked_is_not_taken(
     assert RunFolder(tmp_path, told.append).phase("a.json", {}, counter(calls)).json() == {"text": "x"}
     assert len(calls) == 2
     assert "damaged" in told[0]
+
+
+def test_a_file_is_read_once_and_again_when_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, calls, read = RunFolder(tmp_path), [], []
+    digest = hashlib.file_digest
+
+    def counted(handle: Any, kind: str) -> Any:
+        read.append(handle.name)
+        return digest(handle, kind)
+
+    monkeypatch.setattr(folder_module.hashlib, "file_digest", counted)
+    for _ in range(3):
+        folder.phase("a.json", {}, counter(calls))
+    assert (len(calls), len(read)) == (1, 1)
+    (tmp_path / "a.json").write_text('{"text": "y"}', encoding="utf-8")
+    assert folder.phase("a.json", {}, counter(calls)).json() == {"text": "x"}
+    assert len(calls) == 2
 
 
 def test_damage_does_not_cost_what_the_second_attempt_has_done(tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ class RunFolder:
 
     def __init__(self, path: Path, tell: Callable[[str], None] = lambda text: None) -> None:
         self.path, self._tell = path, tell
+        self._digests: dict[tuple[int, ...], str] = {}  # of files as they were when this process read them
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -142,7 +143,7 @@ class RunFolder:
             write_text(self._claim(begun.name), begun.key + _WRITTEN)
             seconds = round(time.monotonic() - begun.started, 3)
             marker.parent.mkdir(parents=True, exist_ok=True)
-            write_json(marker, {"key": begun.key, "files": _hashes(begun.part), "seconds": seconds})
+            write_json(marker, {"key": begun.key, "files": self._hashes(begun.part), "seconds": seconds})
             self._promote(begun.name)
         return Artifact(final, begun.key, seconds, fresh=True)
 
@@ -161,8 +162,8 @@ class RunFolder:
             self._tell(f"{name}: its inputs have changed; doing this phase again")
             return None
         with disk_errors(final):
-            if _hashes(final) != files:
-                if _hashes(self._part(name)) != files:
+            if self._hashes(final) != files:
+                if self._hashes(self._part(name)) != files:
                     self._tell(f"{name}: the file on disk is damaged or was changed; doing this phase again")
                     if self._left(name) == key + _WRITTEN:
                         self._claim(name).unlink()  # what was whole once is so no more
@@ -170,6 +171,22 @@ class RunFolder:
                 self._promote(name)  # an earlier process ended between the marker and the rename
             self._claim(name).unlink(missing_ok=True)
         return Artifact(final, key, seconds, fresh=False)
+
+    def _hashes(self, path: Path) -> dict[str, str] | None:
+        """SHA-256 of a file, or of every file in a folder, by relative path; None where there is nothing."""
+        if not path.exists():
+            return None
+        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        return {file.relative_to(path).as_posix(): self._hash(file) for file in files}
+
+    def _hash(self, file: Path) -> str:
+        """Read once, as long as the file stays as it is: a comparison asks for the same checkpoint dozens of times."""
+        with open(file, "rb") as handle:
+            seen = os.fstat(handle.fileno())
+            state = (seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns)
+            if state not in self._digests:
+                self._digests[state] = hashlib.file_digest(handle, "sha256").hexdigest()
+        return self._digests[state]
 
     def _promote(self, name: str) -> None:
         remove(self.path / name)
@@ -243,18 +260,6 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _hashes(path: Path) -> dict[str, str] | None:
-    """SHA-256 of a file, or of every file in a folder, by relative path; None where there is nothing."""
-    if not path.exists():
-        return None
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    found = {}
-    for file in files:
-        with open(file, "rb") as handle:
-            found[file.relative_to(path).as_posix()] = hashlib.file_digest(handle, "sha256").hexdigest()
-    return found
 
 
 @contextlib.contextmanager
