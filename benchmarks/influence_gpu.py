@@ -1,137 +1,120 @@
 """How fast the engine's passes are on an accelerator, at the shape of Llama-3.1-8B with fewer layers.
 
-Flows in: how many of the 32 layers, which of them are measured, the curvature. Flows out: for each kind of pass tokens a second, and the
-share of the chip's own bfloat16 rate that forward and backward alone (4 floating-point operations a parameter and token, the head where
-there is a label) make of it; seconds of the decompositions; peak memory.
+Flows in: a shape, how many of its layers, which linear layers are measured, the curvature. Flows out: the device's own bfloat16 rate; of forward and
+backward alone with parameter gradients (6 floating-point operations a parameter and token) tokens a second and the share of that rate; of each
+stage its seconds by what was being done, the tokens of its passes, its peak memory on the device.
 
     python -m benchmarks.influence_gpu --json [--depth 2] [--layers mlp linear] [--curvature ekfac kfac]
 
-Random bfloat16 weights, four domains of `--rows` rows of some 512 tokens, half of them supervised, four references of 25. Every pass over the
-data ends in a synchronisation. The whole model's passes take 32 / depth times as long for all but the head; so do decompositions.
+Random bfloat16 weights, four domains of `--rows` rows of some `--tokens` tokens, half of them supervised, four references of 25. Every batch
+ends in a synchronisation. The whole model's passes take 32 / depth times as long for all but the head, and so do its decompositions.
+It runs on a CPU too (`--size tiny`), where there is no peak and float32 stands in.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.influence_cost import bare
 from benchmarks.measured import told
-from benchmarks.workload import pools, whole
+from benchmarks.workload import SHAPES, build, pools, whole
 from idealmix.config import Influence
 from idealmix.curvature import make_batches
 from idealmix.influence_stage import measure
 
-VOCABULARY = 128256
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def model_of(depth: int) -> LlamaForCausalLM:
-    """Llama-3.1-8B's width, random bfloat16 weights."""
-    config = LlamaConfig(
-        hidden_size=4096,
-        num_hidden_layers=depth,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        intermediate_size=14336,
-        vocab_size=VOCABULARY,
-        max_position_embeddings=8192,
-        use_cache=False,
-    )
-    torch.manual_seed(0)
-    with torch.device("cuda"):
-        torch.set_default_dtype(torch.bfloat16)
-        try:
-            return LlamaForCausalLM(config).eval()
-        finally:
-            torch.set_default_dtype(torch.float32)
+def now() -> float:
+    """Seconds, when the device has done all that was asked."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
-def rate(size: int = 8192, repeats: int = 20) -> float:
-    """FLOP/s of a bfloat16 product of random square matrices, the median."""
-    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+def rate(size: int, repeats: int = 20) -> float:
+    """FLOP/s of a product of random square matrices, the median."""
+    kind = torch.bfloat16 if DEVICE == "cuda" else torch.float32
+    a, b = (torch.randn(size, size, device=DEVICE, dtype=kind) for _ in range(2))
     seconds = []
     for _ in range(repeats):
-        torch.cuda.synchronize()
-        began = time.perf_counter()
+        began = now()
         a @ b
-        torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
+        seconds.append(now() - began)
     return 2 * size**3 / sorted(seconds)[repeats // 2]
 
 
 def seconds_bare(model: Any, batches: list[Any]) -> float:
     """Of forward and backward with parameter gradients, the second of two runs."""
     model.requires_grad_(True)
-    there = [batch.to("cuda") for batch in batches]
-    for _ in range(2):
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        bare(model, there)
-        torch.cuda.synchronize()
-        seconds = time.perf_counter() - began
-    return seconds
+    there = [batch.to(DEVICE) for batch in batches]
+    bare(model, there)
+    began = now()
+    bare(model, there)
+    return now() - began
 
 
-def stage(model: Any, settings: Influence, rows: int) -> dict[str, Any]:
-    """One whole stage, its seconds by what was being done."""
-    domains = pools("domain", 4, rows, 512, VOCABULARY, seed=1)
-    references = pools("reference", 4, 25, 512, VOCABULARY, seed=2)
+def stage(model: Any, domains: Any, references: Any, settings: Influence) -> dict[str, Any]:
+    """One whole stage."""
     took: dict[str, float] = {}
-    torch.cuda.reset_peak_memory_stats()
-    torch.cuda.synchronize()
-    began = last = time.perf_counter()
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    began = last = now()
 
     def progress(done: int, total: int, detail: str) -> None:
         nonlocal last
-        torch.cuda.synchronize()
-        now = time.perf_counter()
-        took[detail] = took.get(detail, 0.0) + now - last
-        last = now
+        at = now()
+        took[detail] = took.get(detail, 0.0) + at - last
+        last = at
 
     matrix = measure(model, whole(domains), domains, references, settings, progress=progress)
-    torch.cuda.synchronize()
     return {
-        "stage_s": round(time.perf_counter() - began, 2),
+        "stage_s": round(now() - began, 2),
         "seconds": {name: round(value, 2) for name, value in took.items()},
         "pass_tokens": matrix.facts["pass_tokens"],
-        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1),
+        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1) if DEVICE == "cuda" else None,
     }
 
 
 def compare(
-    depth: int, layers: list[str], curvature: list[str], rows: int, batch_tokens: int
+    size: str,
+    depth: int,
+    layers: list[str],
+    curvature: list[str],
+    rows: int,
+    tokens: int,
+    batch_tokens: int,
 ) -> dict[str, Any]:
     """All of it."""
-    model, chip = model_of(depth), rate()
-    inside = sum(p.numel() for name, p in model.named_parameters() if "layers." in name)
-    few = pools("domain", 4, max(2, rows // 8), 512, VOCABULARY, seed=1)
-    batches = make_batches(
-        [(f"{n}/{r.id}", r.input_ids, r.labels, 1.0) for n, p in few.items() for r in map(p.row, range(len(p)))],
-        batch_tokens,
-    )  # fmt: skip
-    tokens = sum(int(batch.attention_mask.sum()) for batch in batches)
+    shape = replace(SHAPES[size], depth=depth)
+    with torch.device(DEVICE):
+        model = build(shape)
+    if DEVICE == "cuda":
+        model = model.to(torch.bfloat16)
+    domains = pools("domain", 4, rows, tokens, shape.vocabulary, seed=1)
+    references = pools("reference", 4, 25, tokens, shape.vocabulary, seed=2)
+    listed = [(f"{name}/{row.id}", row.input_ids, row.labels, 1.0)
+              for name, pool in references.items() for row in map(pool.row, range(len(pool)))]  # fmt: skip
+    batches = make_batches(listed, batch_tokens)
+    read, chip = sum(int(batch.attention_mask.sum()) for batch in batches), rate(2 * shape.width)
+    parameters = sum(p.numel() for name, p in model.named_parameters() if "embed" not in name or shape.tied)
     seconds = seconds_bare(model, batches)
-    found = {
-        f"{where} {kind}": stage(
-            model,
-            Influence(
-                curvature=kind, layers=where, sample_fraction=1.0, batch_tokens=batch_tokens, store="memory"
-            ),
-            rows,
-        )
-        for where in layers
-        for kind in curvature
-    }
     return {
-        "chip": torch.cuda.get_device_name(), "bf16_tflops": round(chip / 1e12, 1), "depth": depth, "rows": rows,
-        "parameters_in_layers": inside, "head": 4096 * VOCABULARY,
-        "bare": {"tokens": tokens, "seconds": round(seconds, 3), "tokens_per_s": round(tokens / seconds),
-                 "share_of_chip": round(6 * (inside + 4096 * VOCABULARY) * tokens / seconds / chip, 3)},
-        "stages": found,
+        "device": torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu",
+        "tflops": chip / 1e12, "size": size, "depth": depth, "rows": rows, "parameters": parameters,
+        "bare": {"tokens": read, "seconds": round(seconds, 3), "tokens_per_s": round(read / seconds),
+                 "share_of_rate": round(6 * parameters * read / seconds / chip, 3)},
+        "stages": {
+            f"{where} {kind}": stage(model, domains, references, Influence(
+                curvature=kind, layers=where, sample_fraction=1.0, batch_tokens=batch_tokens, store="memory",
+            ))
+            for where in layers for kind in curvature
+        },
     }  # fmt: skip
 
 
@@ -139,10 +122,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--size", choices=SHAPES, default="8B")
     parser.add_argument("--depth", type=int, default=2)
     parser.add_argument("--layers", nargs="+", choices=("mlp", "linear"), default=["mlp", "linear"])
     parser.add_argument("--curvature", nargs="+", choices=("ekfac", "kfac"), default=["ekfac", "kfac"])
     parser.add_argument("--rows", type=int, default=250, help="of each domain")
+    parser.add_argument("--tokens", type=int, default=512, help="mean of a row")
     parser.add_argument("--batch-tokens", type=int, default=4096)
     told(parser, compare)
 

@@ -27,6 +27,7 @@ class Shape:
     key_value_heads: int
     inner: int
     vocabulary: int
+    tied: bool = True
 
 
 SHAPES = {
@@ -34,6 +35,7 @@ SHAPES = {
     "5M": Shape(192, 8, 3, 1, 512, 8192),
     "26M": Shape(384, 12, 6, 2, 1024, 12288),
     "135M": Shape(576, 30, 9, 3, 1536, 49152),  # SmolLM2-135M
+    "8B": Shape(4096, 32, 32, 8, 14336, 128256, tied=False),  # Llama-3.1-8B
 }
 
 
@@ -48,7 +50,7 @@ def build(shape: Shape, seed: int = 0) -> LlamaForCausalLM:
         intermediate_size=shape.inner,
         vocab_size=shape.vocabulary,
         max_position_embeddings=2048,
-        tie_word_embeddings=True,
+        tie_word_embeddings=shape.tied,
         use_cache=False,
     )
     return LlamaForCausalLM(config).eval()

@@ -7,7 +7,8 @@ Flows in: a model, its tokenizer, the rows of a test set, and what says how they
     python examples/paper_scores.py EXTRAS
 
 brings these files, and `sample/coding/tests.jsonl`, from a folder EXTRAS, and puts the rows that IFEval's checks can mark first in
-`sample/instruction/test.jsonl`: a score's `rows` then takes these alone. It prints how many they are.
+`sample/instruction/test.jsonl`: a score's `rows` then takes these alone. It prints how many they are. IFEval's checks need
+pip install 'lm-eval[ifeval]'.
 
 Who reaches the hub takes lm-evaluation-harness's own tasks instead: `lm_eval:ifeval`, `lm_eval:truthfulqa_mc1`.
 """
