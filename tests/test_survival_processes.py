@@ -71,6 +71,25 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     return config, json.loads(ended.stdout)
 
 
+def test_a_comparison_by_two_processes_agrees_with_one(tmp_path: Path) -> None:
+    config = project(tmp_path, methods={"random": {"k": 2}})
+    asked = ["compare", str(config), "--methods", "uniform,random,doremi", "--seeds", "1", "--json"]
+    found = []
+    for call, extra in ((two, HALF), (idealmix, ["--set", f"output={tmp_path / 'alone'}"])):
+        ended = call(*asked, *extra)
+        assert ended.returncode == 0, ended.stderr
+        found.append(json.loads(ended.stdout)["methods"])
+    together, alone = found
+    assert together.keys() == alone.keys() == {"base", "joint", "uniform", "random", "doremi"}
+    for name, method in together.items():
+        figures, others = method["figures"]["objective"], alone[name]["figures"]["objective"]
+        assert figures["mean"] == pytest.approx(others["mean"], abs=2e-3), name
+        for one, other in zip(method["runs"][0]["mixtures"], alone[name]["runs"][0]["mixtures"]):
+            assert one["steps"] == other["steps"]
+            for domain, count in one["counts"].items():
+                assert abs(count - other["counts"][domain]) <= (2 if name == "doremi" else 0), name
+
+
 def test_counts_agree_with_one_process_to_a_row_a_domain(
     pair: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -46,8 +46,12 @@ class Ledger:
 
 def steps_of(settings: Training, rows: int, processes: int) -> int:
     """Optimiser steps over so many rows of a mixture, as `training.order.plan_steps` has them."""
-    step = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * processes
-    return max(1, math.ceil(math.floor(settings.epochs * rows + 0.5) / step))
+    return max(1, math.ceil(math.floor(settings.epochs * rows + 0.5) / rows_of_step(settings, processes)))
+
+
+def rows_of_step(settings: Training, processes: int) -> int:
+    """Rows of one optimiser step."""
+    return settings.per_device_train_batch_size * settings.gradient_accumulation_steps * processes
 
 
 class SharedPhases(Phases):
@@ -143,7 +147,8 @@ class SharedPhases(Phases):
         from idealmix.training.model import load_model
 
         settings = self.config.training
-        rows = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+        # the first process trains it alone, on the batches that all of them together train on
+        rows = rows_of_step(settings, self._team.size)
         self._loaded = None
 
         def produce(part: Path) -> None:
