@@ -19,6 +19,7 @@ ORDER = (
     "joint",
     "uniform",
     "ideal",
+    "ideal-farther",
     BEST,
     "drop-worst",
     "random",
@@ -38,8 +39,9 @@ ORDER = (
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "ideal-finite": {"influence": {"response": "finite"}},
     "ideal-longer": {"allocation": {"rounds": 4, "patience": 2, "replicates": 1}},
+    "ideal-farther": {"allocation": {"m": 7.0}},
 }
-"""Rows that are `ideal` with other settings: by block of the configuration. `ideal-longer` costs about what `ideal` does: a step more,
+"""Rows that are `ideal` with other settings: by block of the configuration. `ideal-farther` may go to eight times a volume, or an eighth. `ideal-longer` costs about what `ideal` does: a step more,
 three replicates of joint fewer."""
 
 EQUAL_COST = ("random", "regmix", "dmo")

@@ -19,8 +19,9 @@ m at an equal budget of tokens. R is EK-FAC's, by the response in the rule's nam
     second-finite:3        R of the training that was done, slope 0.63
     trusted-finite:1       the same, three trainings: m doubles after a gain of three quarters of what q promised or more, halves
                            after one below a quarter, and a step that lost is taken back
-    line:3                 towards and beyond `equalise:3`, shares to the power of 0.5, 1 and 1.5 of its changes: each trained for
-                           a quarter of the budget, the lowest on the deciding halves trained in full
+    line-equalise:3        towards and beyond the step of `equalise:3`, its change of each volume to the power of 0.5, 1 and 1.5: each
+                           trained for a quarter of the budget, the lowest on the deciding halves trained in full
+    line-curves:3          the same along `curves:3`
 """
 
 from __future__ import annotations
@@ -42,7 +43,14 @@ from idealmix.curvature.gauss_newton import GaussNewton
 from idealmix.evaluation.loss import reference_loss
 from idealmix.influence_sample import Sampler
 
-RULES = ("second-converged:3", "second-calibrated:3", "second-finite:3", "trusted-finite:1", "line:3")
+RULES = (
+    "second-converged:3",
+    "second-calibrated:3",
+    "second-finite:3",
+    "trusted-finite:1",
+    "line-equalise:3",
+    "line-curves:3",
+)
 SLOPE = 0.0013
 LENGTHS = (0.5, 1.0, 1.5)
 PART = 0.25
@@ -151,10 +159,10 @@ def trusted(lab: Lab, response: str, m: float, rounds: int = 3) -> list[Record]:
     return path
 
 
-def line(lab: Lab, m: float) -> list[Record]:
-    """Short trainings along the direction of `equalise`."""
+def line(lab: Lab, rule: str, m: float) -> list[Record]:
+    """Short trainings along a rule's step."""
     start, matrix = lab.trained(lab.start, influence=True)
-    there = volumes(lab, lab.step(f"equalise:{m:g}", [start], matrix))
+    there = volumes(lab, lab.step(f"{rule}:{m:g}", [start], matrix))
     here = volumes(lab, lab.start)
     short = []
     for length in LENGTHS:
@@ -170,10 +178,8 @@ def line(lab: Lab, m: float) -> list[Record]:
 def walk(lab: Lab, rule: str) -> list[Record]:
     """The trainings that a rule is judged by: the start, then after each step."""
     kind, m = rule.split(":")
-    name, _, response = kind.partition("-")
-    if name == "line":
-        return line(lab, float(m))
-    return (second if name == "second" else trusted)(lab, response, float(m))
+    name, _, by = kind.partition("-")
+    return {"line": line, "second": second, "trusted": trusted}[name](lab, by, float(m))
 
 
 def _trained(lab: Lab, counts: dict[str, int]) -> Record:
