@@ -43,6 +43,7 @@ KINDS: list[dict[str, Any]] = [
     {"domains": 5, "references": 4, "allocation": {"m": 3.0}},
     {"domains": 5, "allocation": {"rule": "equalise", "m": 3.0, "gate": False}},
     {"allocation": {"rule": "equalise"}},
+    {"learned": False, "allocation": {"m": 7.0, "gate": False}},
 ]
 
 

@@ -29,11 +29,11 @@ def test_one_step_finds_the_best_mixture_whatever_the_scale_of_influence(tmp_pat
     assert state_of(story).best == 1
 
 
-def test_what_nobody_asks_for_shrinks_to_a_quarter_in_one_step(tmp_path):
+def test_what_nobody_asks_for_shrinks_to_an_eighth_in_one_step(tmp_path):
     world = World(losses({"maths": 0.9, "code": 0.5}), untrained=9.0)
     _, result = world.run(tmp_path, ("maths", "code", "chat"), rounds=3)
     chat = [one["counts"]["chat"] for one in result["rounds"]]
-    assert chat[:3] == [1000, 250, pytest.approx(62, abs=1)]
+    assert chat[:3] == [1000, 125, pytest.approx(16, abs=1)]
 
 
 def test_after_a_rejected_step_the_next_is_shorter_though_m_did_not_bound_it(tmp_path):

@@ -52,6 +52,7 @@ class Run:
         allocation: Mapping[str, Any] | None = None,
         sets: Mapping[str, Any] | None = None,
         most: int = 150_000,
+        learned: bool = True,
     ) -> None:
         rng = np.random.default_rng(seed)
         self.folder, self.unit, self.method, self.most = folder, unit, method, most
@@ -69,6 +70,8 @@ class Run:
         self.start = {name: int(rng.integers(20, len(pool))) for name, pool in self.pools.items()}
         self.losses = {q: float(rng.uniform(0.5, 2)) for q in self.references}
         self.base = {q: mean * float(rng.uniform(1.2, 5)) for q, mean in self.losses.items()}
+        if not learned:  # training lowered no loss, so there are no curves
+            self.base = {q: 0.9 * mean for q, mean in self.losses.items()}
         self.rule = self.config.allocation.rule
         self.drawn = Drawn(self.pools, unit, seed)
         self.amount = self.drawn.amount(self.start)

@@ -219,13 +219,13 @@ class Allocation(Settings):
         "the paper's (the default of a free volume); exponentiated: shares times exp(- eta dL/dshare)",
     )
     m: float = Field(
-        default_factory=lambda known: {"curves": 3.0, "equalise": 3.0, "scaled": 0.15, "exponentiated": 1.0}[
+        default_factory=lambda known: {"curves": 7.0, "equalise": 3.0, "scaled": 0.15, "exponentiated": 1.0}[
             known["rule"]
         ],
         gt=0,
         allow_inf_nan=False,
-        description="largest relative change of a domain in one round; by default 3 for curves and equalise (a domain at most grows to four "
-        "times, or shrinks to a quarter), 0.15 for scaled, 1 for exponentiated",
+        description="largest relative change of a domain in one round; by default 7 for curves (a domain at most grows to eight times, or "
+        "shrinks to an eighth; 3 at most where there are no curves), 3 for equalise, 0.15 for scaled, 1 for exponentiated",
     )
     start: Literal["natural", "uniform"] | dict[str, int] = Field(
         "natural", description="mixture of round 0: by pool size, equal, or row counts"

@@ -22,6 +22,9 @@ Rule = Literal["curves", "scaled", "exponentiated", "equalise"]
 RETURNS = 0.7
 """1 / (1 + p) with p = 0.43: how losses fall with a domain's volume (`equalise`)."""
 
+WITHOUT_CURVES = 3.0
+"""Largest m where ``equalise`` takes the place of ``curves``: nothing tells it what a far move costs, and with 7 it overshot
+(docs/results/step.md)."""
 LEAST = 1e-12
 """Of a gain over the mean, in `curves`: what gains nothing takes what the others' bounds leave."""
 TURNS = 300

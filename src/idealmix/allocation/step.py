@@ -15,7 +15,7 @@ from idealmix import config
 from idealmix.allocation.curves import Curves
 from idealmix.allocation.inputs import per_domain, weights
 from idealmix.allocation.outcome import Allocation, Move
-from idealmix.allocation.rules import wanted
+from idealmix.allocation.rules import WITHOUT_CURVES, wanted
 from idealmix.allocation.words import note_of, reason_of
 from idealmix.certainty import holm, p_text, p_value
 from idealmix.slopes import Limit, Mask, Slopes, chosen
@@ -80,7 +80,9 @@ def allocate(
     notes = ["stays: its influence's error is not known" if u else note for u, note in zip(unknown, notes)]
     movers = ~np.isnan(slope) & ~gated & (slope != 0)
     share = volume / max(float(volume.sum()), 1e-300)
-    rule = "equalise" if settings.rule == "curves" and curves is None else settings.rule
+    rule = settings.rule
+    if rule == "curves" and curves is None:
+        rule, m = "equalise", min(m, WITHOUT_CURVES)
     gains = None if curves is None else lambda change: curves.gains((1 + change) * volume)
     beta = wanted(rule, slope, share, movers, m, slopes.whole, gains)
     turned = beta * np.nan_to_num(slope) > 0

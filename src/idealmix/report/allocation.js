@@ -292,7 +292,7 @@ const Allocation = (() => {
     if (at.rule === "curves" && moves.some(x => x))
       beta = along(factor => gainsOf(at.curves, w, volume.map((x, i) => x * factor[i])), slope, share, moves, choice.m);
     else if (moves.some(x => x)) {
-      const asked = rules[at.rule](movers(slope), movers(share), choice.m, dot(w, at.whole));
+      const asked = rules[at.rule](movers(slope), movers(share), Math.min(choice.m, at.most_m ?? Infinity), dot(w, at.whole));
       beta = moves.map(mover => mover ? asked.shift() : 0);
     }
     if (!data.hold) total = sum(volume.map((x, i) => clip((1 + beta[i]) * x, 0, choice.max_repeats * data.sizes[i] * weight[i])));

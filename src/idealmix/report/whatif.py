@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from idealmix import config as schema
 from idealmix.allocation.curves import Curves
+from idealmix.allocation.rules import WITHOUT_CURVES
 from idealmix.errors import InputError
 from idealmix.evaluation.objective import BY_ROUND_0, objective_units
 from idealmix.influence_matrix import InfluenceMatrix, Kind
@@ -58,7 +59,10 @@ def load(run: Path, result: Mapping[str, Any]) -> WhatIf:
     try:
         common = _common(config, result, drawn, sizes)
         rounds = [
-            {**_round(of_round, result, common["domains"]), **_limits(of_round, result, config, run)}
+            {
+                **_round(of_round, result, common["domains"], config.allocation.rule),
+                **_limits(of_round, result, config, run),
+            }
             for of_round in measured
         ]
     except (KeyError, TypeError, ValueError, IndexError, InputError):
@@ -171,7 +175,9 @@ def _bound(bound: float | Mapping[str, float], names: list[str], default: float)
     return [bound.get(n, default) if isinstance(bound, Mapping) else bound for n in names]
 
 
-def _round(of_round: Mapping[str, Any], result: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
+def _round(
+    of_round: Mapping[str, Any], result: Mapping[str, Any], names: list[str], rule: str
+) -> dict[str, Any]:
     """A measured round: its mixture, its slopes on drawn and on unused rows, and what their errors are made of.
 
     The error of any weighting w is a form in w: for every set s of training rows w' `training`[s] w, by the coefficient
@@ -197,6 +203,7 @@ def _round(of_round: Mapping[str, Any], result: Mapping[str, Any], names: list[s
     return {
         "index": of_round["index"],
         "rule": of_round["allocation"]["rule"],
+        "most_m": WITHOUT_CURVES if rule == "curves" and curves is None else None,
         "curves": curves and _curves(Curves.from_json(curves), names, list(result["references"])),
         "whole": np.nansum(alone, axis=1).tolist(),  # of each reference set, when all domains grow alike
         "counts": [int(of_round["counts"][name]) for name in names],
