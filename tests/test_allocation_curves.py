@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -168,6 +169,20 @@ def test_a_single_mover_trades_with_the_rest_as_one():
     again = Allocation.from_json(json.loads(json.dumps(step.to_json())))
     assert again == step
     assert volume.sum() == step.amount_after
+
+
+def test_a_handful_of_unused_rows_does_not_say_what_a_domain_does():
+    """Nearly all of maths is drawn: its few unused rows are within their error, and chat would get its part."""
+    measured = matrix(np.array([[0.3, 0.0, 5.0]]), error=0.1)
+    moments = measured.moments
+    unused = 3 + NAMES.index("maths")
+    mean, training = moments.mean.copy(), moments.training.copy()
+    mean[0, unused], training[unused] = 0.0, 300.0
+    for rows, part in ((4.0, 0.94), (30.0, 0.0)):  # of 100 drawn ones
+        counts = moments.rows.copy()
+        counts[unused] = rows
+        found = replace(measured, moments=replace(moments, mean=mean, training=training, rows=counts))
+        assert attribution(found, NAMES)[0, 2] == pytest.approx(part, abs=0.02)
 
 
 def test_without_curves_equalise_takes_its_place():
