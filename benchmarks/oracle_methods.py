@@ -19,7 +19,6 @@ ORDER = (
     "joint",
     "uniform",
     "ideal",
-    "ideal-farther",
     BEST,
     "drop-worst",
     "random",
@@ -29,6 +28,7 @@ ORDER = (
     "dynamixsft",
     "ideal-finite",
     "ideal-longer",
+    "ideal-nearer",
     "ideal-paper",
     "regmix",
     "dmo",
@@ -39,9 +39,10 @@ ORDER = (
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "ideal-finite": {"influence": {"response": "finite"}},
     "ideal-longer": {"allocation": {"rounds": 4, "patience": 2, "replicates": 1}},
-    "ideal-farther": {"allocation": {"m": 7.0}},
+    "ideal-nearer": {"allocation": {"m": 3.0}},
 }
-"""Rows that are `ideal` with other settings: by block of the configuration. `ideal-farther` may go to eight times a volume, or an eighth. `ideal-longer` costs about what `ideal` does: a step more,
+"""Rows that are `ideal` with other settings: by block of the configuration. `ideal-nearer` goes to four times a volume
+or a quarter in a round, as the default did. `ideal-longer` costs about what `ideal` does: a step more,
 three replicates of joint fewer."""
 
 EQUAL_COST = ("random", "regmix", "dmo")
