@@ -89,7 +89,7 @@ def test_marks_are_brought_and_marked_rows_come_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     extras, sample = tmp_path / "extras", tmp_path / "sample"
-    ids = {"a": "punctuation:no_comma", "b": paper_scores.SENTENCES, "c": "punctuation:no_comma"}
+    ids = {"a": "punctuation:no_comma", "b": min(paper_scores.UNMARKED), "c": "punctuation:no_comma"}
     checks = [{"id": row, "instruction_id_list": [kind]} for row, kind in ids.items()]
     paper_scores.write(extras / "instruction" / "ifeval_checks.jsonl", checks)
     for name in ("truthfulness/truthfulqa_mc", "coding/humaneval_full", "coding/mbpp_tests"):
