@@ -1,4 +1,4 @@
-"""Two scores of the paper's comparison as functions for `scores: {NAME: {test: SET, callable: 'paper_scores:FUNCTION'}}`.
+"""IFEval and TruthfulQA as functions for `scores: {NAME: {test: SET, callable: 'paper_scores:FUNCTION'}}`.
 
 Flows in: a model, its tokenizer, the rows of a test set, and what says how they are marked, by row id: `sample/instruction/checks.jsonl`
 (IFEval's `prompt`, `instruction_id_list` and `kwargs`) or `sample/truthfulness/choices.jsonl` (TruthfulQA's `mc1_targets` and
@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from idealmix.data.conversation import Conversation
-from idealmix.data.tokenise import Encoded, Encoder
+from idealmix.data.pools import Row
+from idealmix.data.tokenise import Encoder
 from idealmix.evaluation.generation import generate
 from idealmix.evaluation.loss import reference_loss
 
@@ -73,7 +74,8 @@ def likelihoods(
         for number, text in enumerate(marked[row["id"]]):
             answer = {"role": "assistant", "content": text}
             turns = Conversation(f"{row['id']}#{number}", [*row["prompt"], answer])
-            asked.append(Choice(turns.id, encoder.encode(turns)))
+            encoded = encoder.encode(turns)
+            asked.append(Row(turns.id, encoded.input_ids, encoded.labels))
     loss = reference_loss(model, Choices("choices", asked), batch_tokens=2**14)  # type: ignore[arg-type]
     nats = dict(zip(loss.row_ids, loss.loss_sums))
     return [
@@ -86,32 +88,16 @@ def likelihoods(
 
 
 @dataclass(frozen=True)
-class Choice:
-    """One answer to one question."""
-
-    id: str
-    encoded: Encoded
-
-    @property
-    def input_ids(self) -> Any:
-        return self.encoded.input_ids
-
-    @property
-    def labels(self) -> Any:
-        return self.encoded.labels
-
-
-@dataclass(frozen=True)
 class Choices:
     """As much of a pool as its loss asks for."""
 
     name: str
-    choices: list[Choice]
+    choices: list[Row]
 
     def __len__(self) -> int:
         return len(self.choices)
 
-    def row(self, number: int) -> Choice:
+    def row(self, number: int) -> Row:
         return self.choices[number]
 
 
