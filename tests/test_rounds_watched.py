@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from rounds_helpers import idealmix, project
 
+from idealmix import configfile
 from idealmix.config import Config
 from idealmix.evaluation.score_result import ScoreResult, from_rows
 from idealmix.evaluation.set_loss import SetLoss
 from idealmix.rounds.goal import Goal
 from idealmix.rounds.judgement import judge
+from idealmix.rounds.loop import run_rounds
+from idealmix.rounds.watch import Silent
 
 # Right on every row of the first three models (base, round 0, its replicate), wrong on every row of those after them.
 WATCH = """
@@ -61,6 +64,24 @@ def test_a_fall_beyond_its_limit_is_not_kept_and_the_loss_alone_would_have_kept_
     page = (tmp_path / "held" / "run" / "report.html").read_text()
     assert "watch by round" in page
     assert "no gradient knows them" in page
+
+
+def test_answers_are_generated_in_batches_that_follow_the_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory that runs out while generating is mended by `influence.batch_tokens`, as the message says."""
+    asked: list[int] = []
+
+    def counted(model: Any, tokenizer: Any, rows: Any, new: int, batch_tokens: int, **_: Any) -> list[str]:
+        asked.append(batch_tokens)
+        return ["x"] * len(rows)
+
+    monkeypatch.setattr("idealmix.evaluation.scores.generate", counted)
+    score = {"reference": "swap", "exact_match": "(.+)", "max_new_tokens": 4}
+    config = project(tmp_path, scores={"watch": score}, allocation={"rounds": 1})
+    run_rounds(configfile.load(config, ["influence.batch_tokens=300"]), Silent())
+    assert asked
+    assert set(asked) == {1200}
 
 
 def losses(mean: float) -> dict[str, SetLoss]:
