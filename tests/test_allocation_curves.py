@@ -178,7 +178,7 @@ def test_a_handful_of_unused_rows_does_not_say_what_a_domain_does():
     unused = 3 + NAMES.index("maths")
     mean, training = moments.mean.copy(), moments.training.copy()
     mean[0, unused], training[unused] = 0.0, 300.0
-    for rows, part in ((4.0, 0.94), (30.0, 0.0)):  # of 100 drawn ones
+    for rows, part in ((4.0, 0.94), (100.0, 0.0)):  # of 100 drawn ones
         counts = moments.rows.copy()
         counts[unused] = rows
         found = replace(measured, moments=replace(moments, mean=mean, training=training, rows=counts))

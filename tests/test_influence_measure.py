@@ -48,10 +48,14 @@ def test_alpha_is_the_formula_with_full_matrices(model, centred):
     direct = DirectInfluence(model, MIXTURE, DOMAINS, REFERENCES, V, float(centred))
     np.testing.assert_allclose(found.alpha_drawn, direct.drawn, rtol=1e-8)
     np.testing.assert_allclose(found.alpha_unused, direct.unused, rtol=1e-8)
+    drawn = np.array([len(set(MIXTURE.row_ids[name])) for name in DOMAINS])
+    unused = np.array([len(pool.ids) for pool in DOMAINS.values()]) - drawn
+    fresh = np.minimum(1.0, unused / drawn)  # doubling draws the unused rows, then drawn ones again
+    assert fresh.tolist() == [3 / 4, 0, 2 / 4]
+    blend = fresh * np.nan_to_num(direct.unused) + (1 - fresh) * direct.drawn
+    np.testing.assert_allclose(found.alpha, blend, rtol=1e-8)
     assert np.isnan(found.alpha_unused[:, 1]).all()
     assert np.isfinite(found.alpha_unused[:, [0, 2]]).all()
-    acting = np.where(np.isnan(direct.unused), direct.drawn, direct.unused)
-    np.testing.assert_allclose(found.alpha, acting, rtol=1e-8)
     np.testing.assert_allclose(found.memorisation, direct.unused - direct.drawn, rtol=1e-8, atol=1e-12)
 
 

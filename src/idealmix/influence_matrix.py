@@ -6,8 +6,9 @@ words, ``influence.json``. Pure numpy.
     alpha[q, i] = - v_i (gbar_q' R gbar_i - c sum_j v_j gbar_q' R gbar_j)
 
 The sum is always over the mixture's own (drawn) rows: their objective is what was trained, and what the other domains
-lose when the budget is held. gbar_i is that of the rows that a change would act on: unused pool rows for growth, drawn
-rows for shrinking and repetition. Everything is linear in the moments: alpha = mean K' with one row of K for each domain.
+lose when the budget is held. gbar_i is that of the rows that a change would act on: for growth the rows that doubling the
+domain would draw, unused pool rows as far as they go and then drawn rows again; for shrinking the drawn rows. Everything
+is linear in the moments: alpha = mean K' with one row of K for each domain.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-Kind = Literal["acting", "drawn", "unused", "memorisation"]
-"""Of training rows. acting: unused where there are any, else drawn. memorisation: unused minus drawn."""
+Kind = Literal["acting", "growth", "drawn", "unused", "memorisation"]
+"""Of training rows. growth: those that doubling would draw (`InfluenceMatrix.fresh`), where some are unused. acting: growth
+where it is known, else drawn. memorisation: unused minus drawn."""
 
 _MEANS = "per doubling of the domain; negative = more of the domain lowers the loss"
 UNITS = f"nats per supervised token of the reference set, {_MEANS}"
@@ -76,7 +78,7 @@ class InfluenceMatrix:
 
     @property
     def alpha(self) -> Array:
-        """From unused rows where there are any, else from drawn rows."""
+        """From the rows that doubling a domain would draw."""
         return self.entries("acting").value
 
     @property
@@ -86,8 +88,15 @@ class InfluenceMatrix:
 
     @property
     def alpha_unused(self) -> Array:
-        """On pool rows outside the mixture: what growth acts on."""
+        """On pool rows outside the mixture: what growth acts on while they last."""
         return self.entries("unused").value
+
+    @property
+    def fresh(self) -> Array:
+        """(D,), the part of the rows that doubling a domain would draw that is unused: 1 while the pool has as many."""
+        all_rows = self.moments.rows / np.where(self.moments.fraction > 0, self.moments.fraction, 1.0)
+        drawn, unused = all_rows.reshape(2, len(self.domains))
+        return np.minimum(unused / np.maximum(drawn, 1.0), 1.0)
 
     @property
     def memorisation(self) -> Array:
@@ -131,7 +140,7 @@ class InfluenceMatrix:
     def change(self, beta: Mapping[str, float], weights: Mapping[str, float]) -> Estimate:
         """First-order change of a joined loss under relative changes of the volumes; arrays of shape ().
 
-        Growth acts on unused rows where there are any, all else on drawn rows. Domains share reference rows and the
+        Growth acts on the rows that doubling would draw, all else on drawn rows. Domains share reference rows and the
         mixture's gradient: the error knows it. A domain that was not measured adds NaN, unless its beta is 0.
         """
         b = np.array([float(beta.get(name, 0.0)) for name in self.domains])
@@ -220,12 +229,12 @@ class InfluenceMatrix:
             return self.coefficients("unused") - self.coefficients("drawn")
         D, v = len(self.domains), np.array([self.step_weights[name] for name in self.domains])
         has = self.moments.rows.reshape(2, D) > 0
-        unused = np.full(D, kind == "unused") | ((kind == "acting") & has[1])
+        unused = {"drawn": np.zeros(D), "unused": np.ones(D)}.get(kind, self.fresh)
         K = np.zeros((D, 2, D))
-        K[:, 0] = float(self.centred) * np.outer(v, v)
-        K[range(D), unused.astype(int), range(D)] -= v
+        K[:, 0] = float(self.centred) * np.outer(v, v) - np.diag(v * (1 - unused))
+        K[:, 1] = -np.diag(v * unused)
         # a domain outside the mixture has no volume to change in proportion
-        K[~(np.where(unused, has[1], True) & has[0])] = np.nan
+        K[~(has[0] & (has[1] | (kind in ("acting", "drawn"))))] = np.nan
         return K.reshape(D, 2 * D)
 
     def _estimate(

@@ -1,6 +1,6 @@
 """A loss's slope by domain: which kind of rows it acts on, and whether it stands out of its error.
 
-Flows in: slopes from unused and from drawn rows, with errors. Flows out: the slope that each domain would move
+Flows in: slopes from the rows that growth would draw and from drawn rows, with errors. Flows out: the slope that each domain would move
 along, and predictions. A slope is dL/dbeta, nats per doubling of the domain; negative: more of it lowers the
 loss. Pure numpy and scipy.
 """
@@ -24,8 +24,8 @@ Mask = NDArray[np.bool_]
 class Slopes:
     """A loss's slope by domain, measured on the rows that a change would act on.
 
-    Arrays are (D,) in the order of `domains`. `growth` is from unused pool rows, NaN where the pool is exhausted;
-    `drawn` is from the mixture's rows (shrinking, and growth by repetition), NaN where the domain is empty.
+    Arrays are (D,) in the order of `domains`. `growth` is from the rows that doubling would draw, NaN where the pool is
+    exhausted; `drawn` is from the mixture's rows (shrinking, and growth by repetition), NaN where the domain is empty.
     `se` are population standard errors, `dof` their degrees of freedom (inf: normal). `whole` is the slope when all
     domains grow alike and nothing gives way, nats per doubling of the mixture; NaN: not known.
     """
@@ -48,15 +48,15 @@ class Slopes:
 
     def predict(self, beta: Array) -> tuple[float, float]:
         """First-order change of the loss under relative changes `beta`, and its standard error (domains as independent)."""
-        unused = (beta > 0) & np.isfinite(self.growth)
-        parts = np.nan_to_num(np.where(unused, self.growth, self.drawn)) * beta
-        errors = np.nan_to_num(np.where(unused, self.growth_se, self.drawn_se)) * beta
+        grows = (beta > 0) & np.isfinite(self.growth)
+        parts = np.nan_to_num(np.where(grows, self.growth, self.drawn)) * beta
+        errors = np.nan_to_num(np.where(grows, self.growth_se, self.drawn_se)) * beta
         return float(parts.sum()), float(np.sqrt((errors**2).sum()))
 
     def harms(self, beta: Array) -> Mask:
         """Which domains' own change would raise the loss."""
-        unused = (beta > 0) & np.isfinite(self.growth)
-        return np.nan_to_num(np.where(unused, self.growth, self.drawn)) * beta > 0
+        grows = (beta > 0) & np.isfinite(self.growth)
+        return np.nan_to_num(np.where(grows, self.growth, self.drawn)) * beta > 0
 
 
 @dataclass(frozen=True)
@@ -82,19 +82,19 @@ def chosen(slopes: Slopes, n: Array) -> tuple[Array, Array, Array, list[str]]:
     notes = []
     for i in range(len(n)):
         grow, drawn = slopes.growth[i], slopes.drawn[i]
-        unused_rows = (grow, slopes.growth_se[i], slopes.growth_dof[i])
+        growth = (grow, slopes.growth_se[i], slopes.growth_dof[i])
         drawn_rows = (drawn, slopes.drawn_se[i], slopes.drawn_dof[i])
         if n[i] == 0:
             note = "stays: it has no rows, so its influence cannot be measured"
         elif grow < 0 and drawn > 0:
-            if _doubt(*drawn_rows) < _doubt(*unused_rows):
+            if _doubt(*drawn_rows) < _doubt(*growth):
                 slope[i], se[i], dof[i] = drawn_rows
                 note = "less of it lowers the loss (so might more of it, less clearly)"
             else:
-                slope[i], se[i], dof[i] = unused_rows
+                slope[i], se[i], dof[i] = growth
                 note = "more of it lowers the loss (so might less of it, less clearly)"
         elif grow < 0:
-            slope[i], se[i], dof[i] = unused_rows
+            slope[i], se[i], dof[i] = growth
             note = "more of it lowers the loss"
         elif drawn > 0 or (np.isnan(grow) and drawn <= 0):
             slope[i], se[i], dof[i] = drawn_rows

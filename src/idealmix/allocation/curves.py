@@ -28,8 +28,6 @@ SCALE, SCALE_SPREAD = 10.0, 3.0
 SEED_NOISE, SEED_NOISE_DOF = 0.05, 4
 """Standard deviation of a log loss between training seeds (0.04 to 0.09 were measured at 30,000 tokens), and how much that counts beside
 replicates."""
-SCARCE = 0.1
-"""Unused rows of a domain for each drawn one below which its drawn rows say what it does: a handful of rows left over cannot."""
 LARGEST_POWER = 2.0  # steeper curves make the rule's iteration swing
 
 
@@ -90,15 +88,11 @@ class Curves:
 def attribution(matrix: InfluenceMatrix, names: Sequence[str]) -> Array:
     """a (R, D): each domain's part of what all domains together do for a reference set; a row of NaN where that is nothing.
 
-    Of free volumes, on the rows that growth would act on: the unused ones, unless they are `SCARCE`. Entries are shrunk by their
-    errors (positive-part James-Stein), so that what cannot be told from nothing has hardly a part.
+    Of free volumes, on the rows that growth would act on. Entries are shrunk by their errors (positive-part James-Stein), so
+    that what cannot be told from nothing has hardly a part.
     """
     at = [matrix.domains.index(name) for name in names]
-    free, moments = replace(matrix, centred=False), matrix.moments
-    drawn, unused = np.split(moments.rows / np.where(moments.fraction > 0, moments.fraction, 1.0), 2)
-    scarce = unused < SCARCE * drawn
-    (acting, acting_se, _), (trained, trained_se, _) = free.entries("acting"), free.entries("drawn")
-    helped, se = np.where(scarce, trained, acting)[:, at], np.where(scarce, trained_se, acting_se)[:, at]
+    helped, se, _ = (part[:, at] for part in replace(matrix, centred=False).entries("acting"))
     helped, se = -np.nan_to_num(helped), np.where(np.isfinite(se), se, np.inf)
     doubt = np.divide(se, np.abs(helped), out=np.full_like(se, np.inf), where=helped != 0)
     helped = helped * np.clip(1 - doubt**2, 0.0, 1.0)

@@ -37,9 +37,9 @@ def allocate(
 ) -> Allocation:
     """One step from the current counts along the objective's slopes.
 
-    1. A domain's slope is the unused rows' if that is negative (it would grow), the drawn rows' if that is positive
-       (it would shrink), of both the clearer one (`chosen`); of neither, it stays: the two kinds of rows disagree.
-       Without unused rows: the drawn.
+    1. A domain's slope is that of the rows that growth would draw if it is negative (it would grow), the drawn rows' if
+       that is positive (it would shrink), of both the clearer one (`chosen`); of neither, it stays: the two kinds of
+       rows disagree. Without unused rows: the drawn.
     2. The gate: a domain moves only where |slope| exceeds t se at the family-wise 5% level (Holm over all domains;
        two-sided t, which also covers that the kind of rows is chosen by its sign).
     3. The rule (`rules`) says how far each mover wants to go, by a relative change of m at most.

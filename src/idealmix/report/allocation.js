@@ -76,14 +76,15 @@ const Allocation = (() => {
     return share.map((_, q) => q === worst ? 1 : 0);
   }
 
-  /** The objective's slope by domain on one kind of rows (0 drawn, 1 unused): [value, se, dof] each; NaN: not measured. */
+  /** The objective's slope by domain on one kind of rows (0 drawn, 1 those that growth would draw): [value, se, dof] each; NaN: not measured. */
   function slopes(at, w, kind) {
     const D = at.step_weights.length, v = at.step_weights, rows = at.rows, variance = at.training.map(packed => form(packed, w));
     const lent = rows.some(n => n > 1);
     return v.map((own, i) => {
       if (at.alpha[kind][i] === null) return [NaN, NaN, NaN];
-      const place = i + kind * D;
-      const K = rows.map((_, s) => (s < D ? at.centred * own * v[s] : 0) - (s === place ? own : 0));
+      const fresh = kind * at.fresh[i];
+      const K = rows.map((_, s) => (s < D ? at.centred * own * v[s] : 0)
+        - (s === i ? own * (1 - fresh) : s === i + D ? own * fresh : 0));
       const unknown = K.some((k, s) => k !== 0 && rows[s] === 1 && (s % D === i || !lent));
       const parts = K.map((k, s) => unknown && k !== 0 && rows[s] === 1 ? Infinity : k * k * variance[s]);
       const any = K.some(k => k !== 0);
@@ -280,8 +281,8 @@ const Allocation = (() => {
   /** One step from counts `n`: {rows, slope, se, gated, why}. */
   function allocate(data, at, choice, n) {
     const weight = data.per_row, w = gradient(data, at, choice.weights), drawn = slopes(at, w, 0);
-    const unused = data.drawn_only ? drawn.map(() => [NaN, NaN, NaN]) : slopes(at, w, 1);
-    const picked = chosen(unused, drawn, n), slope = picked.map(x => x.slope);
+    const growth = data.drawn_only ? drawn.map(() => [NaN, NaN, NaN]) : slopes(at, w, 1);
+    const picked = chosen(growth, drawn, n), slope = picked.map(x => x.slope);
     const p = picked.map(x => pValue(x.slope, x.se, x.dof)), clear = holm(p);
     const gated = slope.map((s, i) => choice.gate && !clear[i] && !Number.isNaN(s));
     const moves = slope.map((s, i) => !Number.isNaN(s) && !gated[i] && s !== 0);
@@ -307,7 +308,7 @@ const Allocation = (() => {
       const only = w.map((_, q) => q === reference ? 1 : 0);
       return {allowance, growth: slopes(at, only, 1), drawn: slopes(at, only, 0)};
     });
-    const change = withinLimits(step, volume, {growth: unused, drawn}, limits, at.calibration);
+    const change = withinLimits(step, volume, {growth, drawn}, limits, at.calibration);
     const moved = n.map((_, i) => i).filter(i => Math.abs(change[i]) > 1e-9 * Math.max(total, 1)), rows = n.slice();
     const wanted = n.map((x, i) => x + change[i] / weight[i]), pick = xs => moved.map(i => xs[i]);
     if (data.hold && moved.length) {

@@ -178,7 +178,7 @@ def _bound(bound: float | Mapping[str, float], names: list[str], default: float)
 def _round(
     of_round: Mapping[str, Any], result: Mapping[str, Any], names: list[str], rule: str
 ) -> dict[str, Any]:
-    """A measured round: its mixture, its slopes on drawn and on unused rows, and what their errors are made of.
+    """A measured round: its mixture, its slopes on drawn rows and on those that growth would draw, and what their errors are made of.
 
     The error of any weighting w is a form in w: for every set s of training rows w' `training`[s] w, by the coefficient
     K[i, s] squared; for every reference set q w_q squared times `reference`[kind][i][q] = K[i] covariance_q K[i]'.
@@ -191,7 +191,7 @@ def _round(
     lent = moments.lent[np.ix_(sets, rows, rows)]
     upper = np.triu_indices(len(rows))
     alpha, by_reference = [], []
-    kinds: tuple[Kind, Kind] = ("drawn", "unused")
+    kinds: tuple[Kind, Kind] = ("drawn", "growth")
     for kind in kinds:
         K = matrix.coefficients(kind)[order]
         values = matrix.entries(kind).value[np.ix_(rows, order)]
@@ -212,6 +212,7 @@ def _round(
         "losses": [of_round["losses"][q]["mean"] for q in result["references"]],
         "step_weights": [matrix.step_weights[name] for name in names],
         "centred": float(matrix.centred),
+        "fresh": matrix.fresh[order].tolist(),
         "alpha": alpha,
         "rows": moments.rows[sets].tolist(),
         "training": [None if np.isnan(one).any() else one[upper].tolist() for one in lent],

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def objective_slopes(goal: Goal, at: Round, *, drawn_only: bool) -> Slopes:
-    """The objective's slope by domain at a trained round, on unused and on drawn rows.
+    """The objective's slope by domain at a trained round, on the rows that growth would draw and on drawn rows.
 
     Args:
         drawn_only: the paper's: gradients of the rows that were trained on, for growth too.
@@ -38,9 +38,9 @@ def objective_slopes(goal: Goal, at: Round, *, drawn_only: bool) -> Slopes:
 
 def slopes_of(matrix: InfluenceMatrix, weights: Mapping[str, float]) -> Slopes:
     """A weighted sum of the matrix's rows, with errors that know the references' covariance."""
-    unused, drawn = (matrix.weighted(weights, rows=rows) for rows in ("unused", "drawn"))
+    growth, drawn = (matrix.weighted(weights, rows=rows) for rows in ("growth", "drawn"))
     by_domain = replace(matrix, centred=False).weighted(weights, rows="drawn").value
-    return Slopes(matrix.domains, *map(np.asarray, (*unused, *drawn)), whole=float(np.nansum(by_domain)))
+    return Slopes(matrix.domains, *map(np.asarray, (*growth, *drawn)), whole=float(np.nansum(by_domain)))
 
 
 def curves(story: Story, at: Round, per_row: Mapping[str, float]) -> tuple[Curves | None, str]:
