@@ -27,7 +27,7 @@ from idealmix.data.pools import load_pool
 from idealmix.data.tokenise import Encoder
 from idealmix.evaluation.score_result import ScoreResult
 from idealmix.evaluation.scores import score
-from idealmix.rounds.phases import device
+from idealmix.rounds.models import device
 from idealmix.training.model import load_model, load_tokenizer
 from idealmix.training.record import TrainingRecord
 

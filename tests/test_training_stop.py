@@ -199,12 +199,12 @@ def test_a_signal_while_a_lost_process_is_told_of_does_not_hide_it(monkeypatch, 
     """A launcher signals the other processes as soon as one has died."""
     import typer
 
-    from idealmix import cli
+    from idealmix.cli_session import watching
     from idealmix.rounds.team import Team
 
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(Team, "lost_one", lambda self, error: os.kill(os.getpid(), signal.SIGTERM) or True)
-    with pytest.raises(typer.Exit) as ended, cli._watching(False, "idealmix run c.yaml"):
+    with pytest.raises(typer.Exit) as ended, watching(False, "idealmix run c.yaml"):
         raise RuntimeError("Connection closed by peer")
     assert ended.value.exit_code == 1
     assert "another process of this run has died" in capsys.readouterr().err

@@ -201,7 +201,8 @@ def measure_checkpoint(
     from idealmix.influence_stage import measure
     from idealmix.rounds.inputs import load_inputs
     from idealmix.rounds.loop import start_mixture_counts
-    from idealmix.rounds.phases import device, memory_errors
+    from idealmix.rounds.models import device
+    from idealmix.rounds.phases import memory_errors
     from idealmix.training.model import computing_dtype, load_model
     from idealmix.training.record import TrainingRecord
 

@@ -11,19 +11,14 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from idealmix import __version__
+from idealmix.cli_session import located, watching
 from idealmix.errors import IdealmixError, InputError
-
-if TYPE_CHECKING:
-    from idealmix.rounds.team import Team
-    from idealmix.terminal import Terminal
 
 app = typer.Typer(
     help="Find how much of each domain belongs in a supervised fine-tuning mixture.",
@@ -94,7 +89,7 @@ def run(
     if dry_run:
         from idealmix.rounds.inputs import load_inputs
 
-        with _watching(as_json) as (terminal, _), _located(config):
+        with watching(as_json) as (terminal, _), located(config):
             terminal.begin("reading the data")
             facts = load_inputs(settings, terminal).facts()
         if as_json:
@@ -115,8 +110,8 @@ def run(
     from idealmix.comparison.single import run_any
 
     with (
-        _watching(as_json, resume=_again("run", str(config), overrides)) as (terminal, team),
-        _located(config),
+        watching(as_json, resume=_again("run", str(config), overrides)) as (terminal, team),
+        located(config),
     ):
         result = run_any(settings, terminal, team)
     if team.leads:
@@ -146,8 +141,8 @@ def compare(
     names = [name.strip() for name in methods.split(",") if name.strip()] if methods else list(DEFAULT)
     asked = ["compare", str(config), *(["--methods", methods] if methods else []), "--seeds", str(seeds)]
     with (
-        _watching(as_json, resume=_again(*asked, overrides)) as (terminal, team),
-        _located(config),
+        watching(as_json, resume=_again(*asked, overrides)) as (terminal, team),
+        located(config),
     ):
         content = compare(settings, names, seeds, terminal, team)
         for table in comparison_tables(content):
@@ -186,7 +181,7 @@ def influence(
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"this folder cannot be made: {error.strerror}", where=str(path.parent)) from None
-    with _watching(as_json) as (terminal, team), _located(config):
+    with watching(as_json) as (terminal, team), located(config):
         matrix = measure_checkpoint(settings, model, mixture, terminal)
         team.lead(lambda: matrix.write(path))
     if not team.leads:
@@ -214,7 +209,7 @@ def plan(
     from idealmix.plan.command import plan_config
 
     settings = configfile.load(config, overrides or [])
-    with _watching(as_json) as (terminal, _), _located(config):
+    with watching(as_json) as (terminal, _), located(config):
         found = plan_config(settings, machine, terminal)
     if as_json:
         _print_json(found.to_json())
@@ -280,7 +275,7 @@ def diagnose(
     from idealmix.diagnose.command import diagnose as ask
 
     settings = configfile.load(config, overrides or [])
-    with _watching(as_json) as (terminal, _), _located(config):
+    with watching(as_json) as (terminal, _), located(config):
         answer, page = ask(settings, chosen[0], terminal, rows, seeds=seeds, trainings=trainings)
         answer.show(terminal)
     if as_json:
@@ -372,67 +367,13 @@ def demo(
     settings = configfile.from_mapping(
         {**demo_config(data), "output": str(output.resolve())}, overrides or [], folder=Path.cwd()
     )
-    with _watching(as_json, resume=_again("demo", "--output", str(output), overrides)) as (terminal, team):
+    with watching(as_json, resume=_again("demo", "--output", str(output), overrides)) as (terminal, team):
         result = run_rounds(settings, terminal, team)
     if team.leads:
         _finish(settings.output, result, as_json)
 
 
 # --- shared by the commands ----------------------------------------------------------------------------------
-
-
-@contextmanager
-def _watching(as_json: bool, resume: str | None = None) -> Iterator[tuple[Terminal, Team]]:
-    """A terminal to watch on, and one clear line when the user stops the work or one of several processes dies."""
-    from idealmix.rounds.team import Team
-    from idealmix.terminal import Terminal, fail
-
-    team = Team()
-    terminal = Terminal(quiet=as_json, silent=not team.leads)
-
-    signals: set[int] = set()
-
-    def stop(signum: int, frame: Any) -> None:
-        # a library may swallow the exception (while it is imported, in a callback): the terminal raises it again
-        signals.add(signum)
-        terminal.stopping = True
-        raise KeyboardInterrupt
-
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield terminal, team
-    except (KeyboardInterrupt, Exception) as error:
-        for number in previous:  # a launcher signals those that are left while they tell why they end
-            signal.signal(number, signal.SIG_IGN)
-        # what is interrupted in the middle may fail in its own way; a launcher that lost a process sends the others SIGTERM,
-        # and after Ctrl-C every process loses the others
-        stopped = isinstance(error, KeyboardInterrupt) or terminal.stopping
-        lost = signal.SIGINT not in signals and team.lost_one(error)
-        if not (stopped or lost):
-            raise
-        terminal.close()
-        go_on = f" Everything finished is kept; go on with: {resume}" if resume else ""
-        if resume and team.size > 1:
-            go_on += " (by the same launcher)"
-        if team.speaks():  # it may be the leading process that died
-            died = lost or not team.leads
-            fail(f"{'another process of this run has died' if died else 'stopped'}.{go_on}")
-        raise typer.Exit(1) from None
-    finally:
-        terminal.close()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _located(config: Path) -> Iterator[None]:
-    """Errors about a configuration key get the file and line of that key."""
-    from idealmix import configfile
-
-    try:
-        yield
-    except InputError as error:
-        raise configfile.locate(error, config) from error
 
 
 def _again(*parts: str | list[str] | None) -> str:

@@ -18,7 +18,8 @@ from idealmix.influence_matrix import InfluenceMatrix
 from idealmix.methods.protocol import Rule
 from idealmix.rounds.folder import Artifact, RunFolder, hash_json, write_json
 from idealmix.rounds.inputs import Inputs
-from idealmix.rounds.phases import Evaluated, Mixed, Phases, Trained, device
+from idealmix.rounds.models import device
+from idealmix.rounds.phases import Evaluated, Mixed, Phases, Trained
 from idealmix.rounds.team import Team
 from idealmix.rounds.watch import Watch
 

@@ -32,7 +32,8 @@ from idealmix.rounds.folder import RunFolder, read_json
 from idealmix.rounds.goal import Goal
 from idealmix.rounds.inputs import Inputs, load_inputs
 from idealmix.rounds.loop import claim, start_mixture_counts
-from idealmix.rounds.phases import Phases, device, memory_errors
+from idealmix.rounds.models import device
+from idealmix.rounds.phases import Phases, memory_errors
 from idealmix.rounds.team import Team
 from idealmix.rounds.volume import Drawn, mean_volumes
 from idealmix.rounds.watch import Watch

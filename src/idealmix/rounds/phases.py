@@ -1,17 +1,16 @@
 """The phases of a round on disk: mix, train, evaluate, influence, score. Each is done once and can be resumed.
 
 Flows in: the configuration, the inputs, and for each phase what the phases before it made. Flows out: artifacts in
-the run folder, and their content. The loop decides what is done next; nothing here decides anything.
+the run folder, and their content. The loop decides what is done next; nothing here decides anything, and what is measured of
+a model is `idealmix.rounds.models`'s.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +18,19 @@ from idealmix.config import Config, Score
 from idealmix.curvature import Processes
 from idealmix.data.materialise import export_jsonl
 from idealmix.data.mixture import Mixture, draw
-from idealmix.data.pools import Pool
 from idealmix.errors import IdealmixError
-from idealmix.evaluation.loss import reference_loss
 from idealmix.evaluation.score_result import ScoreResult
-from idealmix.evaluation.scores import score, score_digest, written
+from idealmix.evaluation.scores import score_digest
 from idealmix.evaluation.set_loss import SetLoss
 from idealmix.influence_matrix import InfluenceMatrix
 from idealmix.influence_stage import measure
 from idealmix.rounds.folder import Artifact, RunFolder, disk_errors, read_json, write_json
 from idealmix.rounds.inputs import Inputs
+from idealmix.rounds.models import Models
 from idealmix.rounds.team import Team
 from idealmix.rounds.watch import Watch
 from idealmix.training import SEGMENTS, train
-from idealmix.training.model import computing_dtype, load_model
+from idealmix.training.model import computing_dtype
 from idealmix.training.record import TrainingRecord
 
 # Settings that change where or how a training is watched, not what it computes.
@@ -76,7 +74,7 @@ class Phases:
     def __init__(self, config: Config, inputs: Inputs, folder: RunFolder, team: Team, watch: Watch) -> None:
         self.config, self.inputs, self.folder = config, inputs, folder
         self._team, self._watch = team, watch
-        self._loaded: tuple[str, Any] | None = None
+        self._models = Models(config, inputs, team, watch)
 
     def mix(self, where: str, counts: Mapping[str, int], seed: int) -> Mixed:
         """Draw a mixture."""
@@ -97,7 +95,7 @@ class Phases:
     def train(self, where: str, mixed: Mixed, seed: int, steps: int | None) -> Trained:
         """Train the base model on a mixture; every process takes part."""
         mixture, config = mixed.mixture, self.config
-        self._loaded = None  # room for the training
+        self._models.release()  # room for the training
 
         def produce(part: Path) -> None:
             train(
@@ -125,7 +123,7 @@ class Phases:
         """Losses on the reference sets, and the watched scores; `trained` None: of the base model."""
 
         def produce(part: Path) -> None:
-            found = self._evaluation(self._model(trained))
+            found = self._models.evaluation(self._model(trained))
             self._team.lead(lambda: write_json(part, found))
 
         artifact = self._do(
@@ -139,7 +137,7 @@ class Phases:
 
     def replicate(self, where: str, mixed: Mixed, seed: int, steps: int | None) -> Evaluated:
         """Train the same mixture with another seed and evaluate it; its checkpoint is not kept."""
-        self._loaded = None
+        self._models.release()
 
         def produce(part: Path) -> None:
             train(
@@ -153,7 +151,7 @@ class Phases:
                 progress=self._steps,
             )
             record = self._team.lead(lambda: TrainingRecord.read(part / "train" / "record.json"))
-            found = self._evaluation(self._load(record.model_folder(part / "train"), record))
+            found = self._models.evaluation(self._models.load(record.model_folder(part / "train"), record))
             self._team.lead(lambda: keep(part, record, found))
 
         def keep(part: Path, record: TrainingRecord, found: Mapping[str, Any]) -> None:
@@ -219,16 +217,9 @@ class Phases:
 
     def score(self, where: str, trained: Trained | None) -> dict[str, Any]:
         """Losses and scores on the test sets: ``{"tests": {name: SetLoss}, "scores": {name: ScoreResult}}``."""
-        config = self.config
 
         def produce(part: Path) -> None:
-            model = self._model(trained)
-            losses = self._losses(model, list(self.inputs.tests.items()))
-            scores = {
-                name: self._score(name, setting, model, self.inputs.tests.get(setting.test or ""))
-                for name, setting in config.final_scores.items()
-            }
-            found = {"tests": {name: loss.to_json() for name, loss in losses}, "scores": scores}
+            found = self._models.tests(self._model(trained))
             self._team.lead(lambda: write_json(part, found))
 
         artifact = self._do(
@@ -237,7 +228,7 @@ class Phases:
             {
                 **self._model_key(trained),
                 "tests": self.inputs.digests("tests"),
-                "scores": _score_keys(config.final_scores),
+                "scores": _score_keys(self.config.final_scores),
             },
             produce,
             together=True,
@@ -314,62 +305,9 @@ class Phases:
         return key | ({"scores": _score_keys(watched)} if watched else {})
 
     def _model(self, trained: Trained | None) -> Any:
-        """The model, loaded once for the phases that follow each other."""
-        path = str(trained.model) if trained else self.config.model
-        if self._loaded is None or self._loaded[0] != path:
-            self._loaded = None
-            self._loaded = (
-                path,
-                self._load(Path(path) if trained else path, trained.record if trained else None),
-            )
-        return self._loaded[1]
-
-    def _load(self, path: str | Path, record: TrainingRecord | None) -> Any:
-        """A model on the device, in what it computes in: trained weights are kept in float32 whatever that was."""
-        dtype = record.dtype if record else None
-        return load_model(path, dtype or computing_dtype(self.config.model, self.config.training.dtype)).to(
-            device()
+        return (
+            self._models.of(trained.model, trained.record) if trained else self._models.of(self.config.model)
         )
-
-    def _evaluation(self, model: Any) -> dict[str, Any]:
-        halves = {"deciding": self.inputs.deciding_halves, "gradient": self.inputs.gradient_halves}
-        losses = self._losses(
-            model, [(half, pool) for half, pools in halves.items() for pool in pools.values()]
-        )
-        found: dict[str, Any] = {
-            half: {loss.name: loss.to_json() for of, loss in losses if of == half} for half in halves
-        }
-        watched = {
-            name: self._score(name, setting, model, self.inputs.deciding_halves[str(setting.reference)])
-            for name, setting in self.config.watched_scores.items()
-        }
-        return found | ({"scores": watched} if watched else {})
-
-    def _score(self, name: str, setting: Score, model: Any, pool: Pool | None) -> dict[str, Any]:
-        """All processes write the answers, the first judges them."""
-        tokenizer, progress = self.inputs.tokenizer, partial(self._rows, name)
-        # generating keeps neither gradients nor the scores of more than one position
-        tokens = 4 * self.config.influence.batch_tokens
-        answers = written(model, tokenizer, pool, setting, progress, Processes.all(), tokens)
-        return self._team.lead(
-            lambda: score(name, model, tokenizer, pool, setting, progress=progress, answers=answers).to_json()
-        )
-
-    def _losses(self, model: Any, sets: Sequence[tuple[str, Pool]]) -> list[tuple[str, SetLoss]]:
-        """The loss on each set under its label; progress counts tokens over all of them."""
-        found, before, total = [], 0, sum(int(pool.tokens.sum()) for _, pool in sets)
-        for label, pool in sets:
-            advance = partial(self._tokens, before, total, f"loss on {pool.name}")
-            tokens = self.config.influence.batch_tokens
-            found.append((label, reference_loss(model, pool, tokens, advance, Processes.all())))
-            before += int(pool.tokens.sum())
-        return found
-
-    def _tokens(self, before: int, total: int, detail: str, done: int, _of_this: int) -> None:
-        self._watch.advance(before + done, total, detail)
-
-    def _rows(self, score_name: str, done: int, total: int) -> None:
-        self._watch.advance(done, total, f"generating for {score_name}")
 
     def _steps(self, done: int, total: int, facts: Mapping[str, Any]) -> None:
         loss = facts.get("loss")
@@ -408,12 +346,3 @@ def memory_errors(step: str) -> Iterator[None]:
             mend="lower influence.batch_tokens (evaluation, scores and influence), select fewer influence.layers, or lower "
             "training.per_device_train_batch_size; what is finished is kept",
         ) from error
-
-
-def device() -> str:
-    """Where evaluation and influence run: the accelerator of this process, if there is one."""
-    import torch
-
-    if torch.cuda.is_available():
-        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    return "cpu"
