@@ -28,6 +28,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +40,8 @@ from scipy.optimize import minimize
 from benchmarks.fidelity import Checkpoint
 from benchmarks.retrainings import train
 from benchmarks.step_rules import SUITES, Lab, Record
-from idealmix.curvature.exact import parameter_names
 from idealmix.curvature.gauss_newton import GaussNewton
+from idealmix.data.pools import Pool
 from idealmix.evaluation.loss import reference_loss
 from idealmix.influence_sample import Sampler
 
@@ -55,8 +57,11 @@ SLOPE = 0.0013
 LENGTHS = (0.5, 1.0, 1.5)
 PART = 0.25
 Array = np.ndarray
+Move = dict[str, torch.Tensor]
+"""A change of parameters, by name."""
 
 
+@dataclass(frozen=True)
 class Model:
     """The second-order model at a trained mixture.
 
@@ -67,31 +72,10 @@ class Model:
         bend: (D, D) B.
     """
 
-    def __init__(self, lab: Lab, counts: dict[str, int], response: str) -> None:
-        at = checkpoint(lab, counts)
-        finite = float(sum(at.record.clipped_steps)) if response == "finite" else None
-        curvature = at.fit("ekfac", finite)
-        self.weight = np.array([at.record.step_weights[name] for name in counts])
-        tokens = np.array([at.mixture.tokens_by_domain[name] for name in counts], dtype=float)
-        self.share = tokens / tokens.sum()
-        names = [name for layer in at.layers for name in parameter_names(layer)]
-        moves = []
-        for gradients in at.unused:
-            change: dict[str, torch.Tensor] = {}
-            for layer in at.layers:
-                mixed = sum(v * g[layer.name] for v, g in zip(self.weight, at.drawn))
-                answer = -curvature.respond(layer.name, gradients[layer.name] - mixed)
-                change |= layer.parameters(answer)
-            moves.append(change)
-        scale = SLOPE if response == "calibrated" else 1.0
-        sampler, sets = Sampler(1.0, 4096, 0), lab.gradient.items()
-        self.slope, self.bend = np.zeros(len(moves)), np.zeros((len(moves), len(moves)))
-        for name, pool in sets:
-            matrix = GaussNewton(at.collector.model, list(sampler.whole(name, pool).batches), names)
-            flat = torch.stack([scale * matrix.flat(move) for move in moves])
-            gradient = matrix.gradient(list(sampler.whole(name, pool).batches))
-            self.slope += (flat @ gradient).numpy() / len(sets)
-            self.bend += (flat @ torch.stack([matrix.product(v) for v in flat]).T).numpy() / len(sets)
+    weight: Array
+    share: Array
+    slope: Array
+    bend: Array
 
     def change(self, b: Array) -> float:
         """q at relative changes of volume."""
@@ -110,6 +94,42 @@ class Model:
             options={"maxiter": 500, "ftol": 1e-10},
         )
         return np.asarray(found.x)
+
+
+def measured(lab: Lab, counts: dict[str, int], response: str) -> Model:
+    """The model at these rows' training."""
+    at = checkpoint(lab, counts)
+    weight = np.array([at.record.step_weights[name] for name in counts])
+    tokens = np.array([at.mixture.tokens_by_domain[name] for name in counts], dtype=float)
+    moves = directions(at, weight, response)
+    return Model(weight, tokens / tokens.sum(), *along(at.collector.model, lab.gradient, moves))
+
+
+def directions(at: Checkpoint, weight: Array, response: str) -> list[Move]:
+    """e_i of every domain."""
+    finite = float(sum(at.record.clipped_steps)) if response == "finite" else None
+    curvature, scale = at.fit("ekfac", finite), SLOPE if response == "calibrated" else 1.0
+    moves = []
+    for gradients in at.unused:
+        move: Move = {}
+        for layer in at.layers:
+            mixed = sum(v * g[layer.name] for v, g in zip(weight, at.drawn))
+            answer = curvature.respond(layer.name, gradients[layer.name] - mixed)
+            move |= layer.parameters(-scale * answer)
+        moves.append(move)
+    return moves
+
+
+def along(model: Any, references: Mapping[str, Pool], moves: Sequence[Move]) -> tuple[Array, Array]:
+    """a (D,) and B (D, D) of the mean over reference sets of their loss, nats per supervised token."""
+    slope, bend = np.zeros(len(moves)), np.zeros((len(moves), len(moves)))
+    for name, pool in references.items():
+        batches = list(Sampler(1.0, 4096, 0).whole(name, pool).batches)
+        matrix = GaussNewton(model, batches, list(moves[0]))
+        flat = torch.stack([matrix.flat(move) for move in moves])
+        slope += (flat @ matrix.gradient(batches)).numpy() / len(references)
+        bend += (flat @ torch.stack([matrix.product(v) for v in flat]).T).numpy() / len(references)
+    return slope, bend
 
 
 def checkpoint(lab: Lab, counts: dict[str, int]) -> Checkpoint:
@@ -138,14 +158,14 @@ def volumes(lab: Lab, counts: dict[str, int]) -> Array:
 
 def second(lab: Lab, response: str, m: float) -> list[Record]:
     """One step."""
-    b = Model(lab, lab.start, response).step(m)
+    b = measured(lab, lab.start, response).step(m)
     return [_trained(lab, lab.start), _trained(lab, rows(lab, volumes(lab, lab.start) * (1 + b)))]
 
 
 def trusted(lab: Lab, response: str, m: float, rounds: int = 3) -> list[Record]:
     """`rounds` trainings after the start; the deciding halves judge, as in a run."""
     best = _trained(lab, lab.start)
-    path, model = [best], Model(lab, lab.start, response)
+    path, model = [best], measured(lab, lab.start, response)
     for _ in range(rounds):
         b = model.step(m)
         new = _trained(lab, rows(lab, volumes(lab, best["counts"]) * (1 + b)))
@@ -154,7 +174,7 @@ def trusted(lab: Lab, response: str, m: float, rounds: int = 3) -> list[Record]:
         m = 2 * m if ratio >= 0.75 else m / 2 if ratio < 0.25 else m
         if gained < 0:
             best = new
-            model = Model(lab, best["counts"], response)
+            model = measured(lab, best["counts"], response)
         path.append(best)
     return path
 
