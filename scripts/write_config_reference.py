@@ -48,7 +48,8 @@ BLOCKS = {
     "`allocation.budget`": (config.Budget, ""),
     "`search`": (
         config.Search,
-        "The rounds run under `<output>/search`; rows keep their proportions when the mixture is trained in full.",
+        "The rounds run under `<output>/search`; rows keep their proportions when the mixture is trained in full. The search has neither "
+        "tests nor scores, so `max_decrease` does not bind there; `constraints` do.",
     ),
 }
 

@@ -105,7 +105,10 @@ class Constraint(Settings):
     """A no-regression limit on one reference set, honoured by allocation and by the decision."""
 
     max_increase: float = Field(
-        ge=0, allow_inf_nan=False, description="largest accepted rise of the loss, nats per token"
+        ge=0,
+        allow_inf_nan=False,
+        description="largest accepted rise of the loss above the mean of round 0's trainings, nats per token; a mixture that exceeds it "
+        "significantly is not kept",
     )
 
 

@@ -59,6 +59,8 @@ def compare(
         if problem := check_name(name):
             raise InputError(problem, where="--methods")
     made = {name: load_method(name, config.methods.get(name)) for name in names}
+    if config.search is not None:
+        watch.note("The search block has no effect here: every training of a comparison has the full size.")
     team = team or Team()
     # a comparison of other methods, or with other options, shares what is the same
     same = config.model_copy(

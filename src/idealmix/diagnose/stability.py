@@ -62,7 +62,7 @@ def stability(at: Checkpoint, seeds: int, trainings: int) -> Answer:
         headline=_headline(found, yardstick),
         tables=[_table(found), _shares(at, yardstick, others)],
         notes=[
-            f"The yardstick is this round's own step ({at.response}, seed {at.config.seed}), with m = {at.config.allocation.m:g}. "
+            f"The yardstick is this round's own step ({at.response}, seed {at.config.seed}), with m = {at.step(default.matrix).m:g}. "
             "Volume elsewhere: the share of the volume that the other step puts into other domains.",
             "Rows and labels: which rows are sampled, and which labels the curvature draws. Training: which rows are drawn and their order; "
             "the round is trained anew (--trainings). Rounds: each measured round's own step, from its own mixture; it should differ "
