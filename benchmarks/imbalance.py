@@ -90,7 +90,7 @@ def allocated(matrix: InfluenceMatrix, domains: dict[str, Pool], mixture: Mixtur
     sizes = {name: len(pool) for name, pool in domains.items()}
     step = allocate(mixture.counts, sizes, mean_volumes(domains, "tokens"), slopes, settings, m=0.5)
     drawn = Drawn(domains, "tokens", 0)
-    step = drawn.hold(step, drawn.amount(mixture.counts), settings.max_repeats)
+    step = drawn.hold(step, drawn.amount(mixture.counts), settings)
     off = abs(drawn.amount(step.counts) / drawn.amount(mixture.counts) - 1)
     if off > 0.01:
         raise RuntimeError(f"the budget is missed by {off:.1%}")

@@ -67,7 +67,10 @@ def test_without_a_run_round_0_is_trained_and_is_the_runs_own(folder: Path) -> N
     assert parts["reference_rows"] == {"count": 20, "swap": 20}
     assert parts["sizes"]["0.25"]["rows"] == {"count": 5, "swap": 5}
     assert parts["sizes"]["0.5"]["cosine"] > parts["sizes"]["0.1"]["cosine"]
-    firm = ask(folder, "stability", seeds=1, trainings=1)["figures"]
+    answered = ask(folder, "stability", seeds=1, trainings=1)
+    firm = answered["figures"]
+    (_, columns, rows), *_ = answered["tables"]
+    assert {len(row) for row in rows} == {len(columns)}
     dampings = {f"damping × {times}" for times in ("0.01", "0.1", "10", "100")}
     assert {*dampings, "rows and labels, seed 1", "training, seed 1"} <= set(firm["agreement"])
     # another response has no damping: the sweep is of the converged one, beside it

@@ -12,7 +12,7 @@ from influence_helpers import pools_of, tiny
 
 from idealmix.config import Training
 from idealmix.methods.doremi import DoReMiRule
-from idealmix.methods.online import OnlineResult, Stream, _Loop, train_online
+from idealmix.methods.online import OnlineResult, Stream, _Loop, _optimiser, train_online
 
 SIZES = {"a": 9, "b": 5, "c": 7}
 
@@ -33,6 +33,22 @@ class Recorded:
 
 def settings(**changed: Any) -> Training:
     return Training(**({"learning_rate": 0.01, "max_grad_norm": 0.0} | changed))
+
+
+def test_the_optimiser_is_the_trainers() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    given = settings(
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr": 1e-3},
+        adam_epsilon=1e-5,
+        warmup_steps=0,
+    )
+    optimiser, schedule = _optimiser([parameter], given, 4)
+    assert optimiser.param_groups[0]["eps"] == 1e-5
+    for _ in range(4):
+        optimiser.step()
+        schedule.step()
+    assert schedule.get_last_lr() == [pytest.approx(1e-3)]
 
 
 def loop(rule: Any, model: Any, rows: int = 9, **more: Any) -> _Loop:

@@ -33,7 +33,9 @@ def test_what_is_left_is_foretold_and_worth_a_round(tmp_path):
     ).fun  # fmt: skip
     assert found["expected"] == pytest.approx(best - objective(now), rel=0.25)
     assert -found["expected"] > found["visible"] > 0
-    assert found["text"].endswith("A further round is worth its training: raise allocation.rounds.")
+    assert found["text"].endswith(
+        "A further round is worth its training: raise allocation.rounds (the same folder goes on)."
+    )
 
 
 def test_what_noise_would_hide_is_not(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from idealmix import config
 from idealmix.allocation import Allocation, Move
 from idealmix.data.mixture import draw
 from idealmix.rounds.volume import Drawn
@@ -47,7 +48,7 @@ def test_drawn_tokens_hold_and_nobody_turns_round(seed: int, sizes: list[int]) -
     amount = drawn.amount(before)
     names = list(data)
     after = {n: 130 if i == 0 else 70 if i == 1 else 100 for i, n in enumerate(names)}
-    held = drawn.hold(step(before, after), amount, max_repeats=4)
+    held = drawn.hold(step(before, after), amount, config.Allocation(max_repeats=4))
     heaviest = max(data[n].tokens.max() for n in names)
     within = all(
         held.counts[n] not in (101, 99) for n in names[:2]
@@ -56,6 +57,23 @@ def test_drawn_tokens_hold_and_nobody_turns_round(seed: int, sizes: list[int]) -
     assert held.counts[names[0]] > 100
     assert held.counts[names[1]] < 100
     assert all(held.counts[n] == 100 for n in names[2:])
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_no_mover_goes_beyond_the_bounds_it_was_given(seed: int) -> None:
+    """Rows of one pool differ in length: what is missing is not put on the mover that a cap or a floor stopped."""
+    data = pools(seed, [300, 300, 300])
+    drawn, before = Drawn(data, "tokens", seed), dict.fromkeys(("d0", "d1", "d2"), 100)
+    amount = drawn.amount(before)
+    mean = {name: float(pool.tokens.mean()) for name, pool in data.items()}
+    most = {"d0": int(0.5 * amount / mean["d0"]), "d1": 299, "d2": 299}
+    least = {"d0": 0, "d1": int(np.ceil(0.2 * amount / mean["d1"])), "d2": 0}
+    after = {"d0": max(most["d0"], 101), "d1": min(least["d1"], 99), "d2": 60}
+    bounds = config.Allocation(cap={"d0": 0.5}, floor={"d1": 0.2}, max_repeats=1)
+    held = drawn.hold(step(before, after), amount, bounds).counts
+    assert held["d0"] <= after["d0"]
+    assert held["d1"] >= after["d1"]
 
 
 def test_amount_is_what_draw_draws() -> None:
@@ -70,7 +88,7 @@ def test_amount_is_what_draw_draws() -> None:
 def test_nothing_moves_when_nobody_moved() -> None:
     data = pools(0, [30, 50])
     before = {"d0": 20, "d1": 20}
-    assert Drawn(data, "tokens", 5).hold(step(before, before), 1.0, 3).counts == before  # type: ignore[arg-type]
+    assert Drawn(data, "tokens", 5).hold(step(before, before), 1.0, config.Allocation()).counts == before  # type: ignore[arg-type]
 
 
 def decoded(text: str) -> list[int]:

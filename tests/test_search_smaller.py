@@ -31,8 +31,9 @@ def test_the_search_differs_where_it_is_asked_to(tmp_path: Path) -> None:
     config = configfile.load(path, ["training.warmup_steps=9", "allocation.start={count: 11, swap: 60}"])
     small = smaller(config, 1400.0)
     assert small.model == str(tmp_path / "small")  # relative to the file, as every path
-    assert small.allocation.budget.size == 700
     assert small.allocation.start == {"count": round(5.5), "swap": 30}
+    assert small.allocation.budget.size is None  # follows from the rows, as it did in the full run
+    assert smaller(configfile.load(path), 1400.0).allocation.budget.size == 700
     assert (small.training.warmup_steps, small.training.learning_rate) == (4, 0.02)
     assert small.training.lora == Lora()
     assert small.search is None
@@ -40,6 +41,28 @@ def test_the_search_differs_where_it_is_asked_to(tmp_path: Path) -> None:
     assert not small.scores
     assert Path(small.output) == Path(config.output) / "search"
     assert small.training.epochs == config.training.epochs
+
+
+def test_a_search_that_starts_from_given_rows(tmp_path: Path) -> None:
+    """Without a budget of its own; each training has half of these rows, the last one all of them."""
+    path = project(tmp_path, search={"fraction": 0.5}, tests={}, scores={})
+    config = configfile.load(
+        path, ["allocation.start={count: 30, swap: 90}", "allocation.budget.size=null", "allocation.rounds=1"]
+    )
+    found = run_any(config, Silent())
+    assert found["rounds"][0]["counts"] == {"count": 15, "swap": 45}
+    assert found["full"]["counts"] == {"count": 30, "swap": 90}
+
+
+def test_questions_about_a_search_take_the_settings_that_are_asked(tmp_path: Path) -> None:
+    from idealmix.diagnose.checkpoint import _of_search
+
+    path = project(tmp_path, search={"fraction": 0.5}, tests={}, scores={})
+    run_any(configfile.load(path, ["allocation.rounds=1"]), Silent())
+    asked = _of_search(configfile.load(path, ["influence.damping=0.01", "objective=relative"]))
+    assert (asked.influence.damping, asked.objective) == (0.01, "relative")
+    assert asked.allocation.budget.size == pytest.approx(700, abs=5)
+    assert asked.allocation.rounds == 1
 
 
 def test_one_training_in_full_with_the_searchs_proportions(tmp_path: Path) -> None:

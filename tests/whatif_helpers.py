@@ -111,7 +111,7 @@ class Run:
             curves, _ = fit(self.matrix, gradient, self.base, [start], start)
         step = allocate(counts, sizes, per_row, slopes, settings, m=settings.m, limits=limits, curves=curves)
         self.limited += "beyond what it may still lose" in step.reason
-        return self.drawn.hold(step, budget, settings.max_repeats) if settings.budget.hold else step
+        return self.drawn.hold(step, budget, settings) if settings.budget.hold else step
 
     def counts(self, choice: Mapping[str, Any]) -> list[int] | None:
         """Counts in the page's order for a choice of the page; None: idealmix refuses it."""

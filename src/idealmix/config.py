@@ -246,7 +246,11 @@ class Allocation(Settings):
         description="which mixture the next step starts from, and which is taken in the end. leaning: the one that measured lowest, even where the "
         "difference may be chance (and says so); better: only one that stands out of its error",
     )
-    rounds: int = Field(3, gt=0, description="trainings of the loop, round 0 included")
+    rounds: int = Field(
+        3,
+        gt=0,
+        description="trainings of the loop, round 0 included; may be raised later, and the same folder goes on",
+    )
     patience: int = Field(
         1, ge=0, description="rounds in a row without improvement that are borne; one more ends the loop"
     )

@@ -110,9 +110,9 @@ class Executor:
         allocation, self.unit = config.allocation, config.allocation.budget.unit
         self.sizes = {name: len(pool) for name, pool in inputs.domains.items()}
         self.per_row = mean_volumes(inputs.domains, self.unit)
-        natural = allocation.model_copy(update={"start": "natural"})
-        self.joint = start_counts(self.sizes, self.per_row, natural)
         self.drawn = Drawn(inputs.domains, self.unit, seed)
+        self._start = start_counts(self.sizes, self.per_row, allocation)
+        self.joint = self._natural()
         self.amount = self.drawn.amount(self.joint)
         self.steps = steps_of(config.training, sum(self.joint.values()), team.size)
         one_pass = draw(inputs.domains, self.joint, seed, max_repeats=allocation.max_repeats)
@@ -138,13 +138,15 @@ class Executor:
             try:
                 request = self._next(method, steps, answer)
             except StopIteration as done:
-                return list(done.value or [])
+                return [] if done.value is None else list(done.value)
             answer = self.perform(request)
 
     def check(self, method: Method) -> None:
-        """Raise what a method raises before its first request, such as what it lacks; nothing is done."""
+        """Raise what a method raises before its first training, such as what it lacks; nothing is done."""
         with contextlib.suppress(StopIteration):
-            self._next(method, self._begin(method), None)
+            steps = self._begin(method)
+            while isinstance(self._next(method, steps, None), Note):
+                pass
 
     def find(self, method: Method) -> Found:
         """The search, then the final trainings."""
@@ -159,10 +161,8 @@ class Executor:
     def final(self, proposal: Proposal) -> Final:
         """A proposed mixture, trained at the whole budget."""
         if isinstance(proposal, Mapping):
-            counts = {name: int(proposal.get(name, 0)) for name in self.problem.domains}
-        else:
-            counts = self.counts(simplex(proposal, "the method"), 1.0)
-        return self._train(counts, 1.0)
+            return self._train(self._rows(proposal), 1.0)
+        return self._train(self.counts(self._shares(proposal), 1.0), 1.0)
 
     def counts(self, shares: Array, fraction: float) -> dict[str, int]:
         """Whole rows of a fraction of the budget; at the whole budget, the drawn rows make it up."""
@@ -175,15 +175,13 @@ class Executor:
         # a domain that is left out stays out: it is no mover
         before = {name: self.joint[name] if count else 0 for name, count in counts.items()}
         step = as_allocation("", before, counts, self.sizes, self.per_row, self.unit)
-        return self.drawn.hold(step, self.amount, settings.max_repeats).counts
+        return self.drawn.hold(step, self.amount, settings).counts
 
     def perform(self, request: Request) -> Any:
         """The answer to one request."""
         match request:
             case Train(shares, fraction):
-                return self._outcome(
-                    self._train(self.counts(simplex(shares, "the method"), fraction), fraction)
-                )
+                return self._outcome(self._train(self.counts(self._shares(shares), fraction), fraction))
             case Measure(at):
                 return self._measure(at)
             case Adapt():
@@ -275,6 +273,14 @@ class Executor:
         method = "ideal-paper" if paper else "ideal"
         asked = self.config.model_copy(update={"method": method})
         config = configfile.resolve(asked, Path("/")) if paper else asked  # paths are absolute already
+        if (
+            config.allocation.start != "natural"
+        ):  # rows of a start differ in length from joint's: the same budget
+            step = as_allocation("", self.joint, self._start, self.sizes, self.per_row, self.unit)
+            held = self.drawn.hold(step, self.amount, config.allocation).counts
+            budget = config.allocation.budget.model_copy(update={"size": None})
+            started = config.allocation.model_copy(update={"start": held, "budget": budget})
+            config = config.model_copy(update={"allocation": started})
         self.phases.forget()
         story = tell(config, self.inputs, self._phases(config), self._watch)
         if story.state is None:
@@ -282,6 +288,36 @@ class Executor:
         mixture = story.rounds[story.state.best].mixed.mixture
         volumes = [float(self.drawn.amount({name: mixture.counts[name]})) for name in self.problem.domains]
         return mixture.counts, simplex(np.array(volumes), method)
+
+    def _shares(self, values: Array) -> Array:
+        """(D,) what a method asks for or returns, scaled to sum to 1."""
+        size = len(self.problem.domains)
+        if np.shape(values) != (size,):
+            raise InputError(
+                f"a method gave shares of shape {np.shape(values)}; there are {size} domains, {', '.join(self.problem.domains)}",
+                where="method",
+                mend="yield and return arrays of one share a domain, and return a list of them: [shares]",
+            )
+        return simplex(values, "the method")
+
+    def _rows(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """Row counts that a method returns: of known domains, and of the budget within 1 %."""
+        unknown = sorted(set(counts) - set(self.problem.domains))
+        if unknown:
+            raise InputError(
+                f"a method gave rows of {unknown[0]!r}, which is not a domain",
+                where="method",
+                mend=f"the domains are {', '.join(self.problem.domains)}",
+            )
+        found = {name: int(counts.get(name, 0)) for name in self.problem.domains}
+        drawn = self.drawn.amount(found)
+        if abs(drawn - self.amount) > 0.01 * self.amount:
+            raise InputError(
+                f"a method gave rows that amount to {drawn:,.0f} {self.unit}; the budget is {self.amount:,.0f}",
+                where="method",
+                mend="return shares, which are made rows of the budget, or counts within 1 % of it",
+            )
+        return found
 
     def _known(self, outcome: Outcome) -> tuple[Mixed, Trained]:
         if outcome.place not in self._trained:
@@ -311,6 +347,16 @@ class Executor:
             label=self._label,
             ledger=self._ledger,
         )
+
+    def _natural(self) -> dict[str, int]:
+        """Joint's rows: the pools in proportion, at the budget; rows that the configuration starts with say what that is."""
+        allocation = self.config.allocation
+        size = allocation.budget.size
+        if isinstance(allocation.start, Mapping):
+            size = round(sum(count * self.per_row[name] for name, count in self._start.items()))
+        budget = allocation.budget.model_copy(update={"size": size})
+        natural = allocation.model_copy(update={"start": "natural", "budget": budget})
+        return start_counts(self.sizes, self.per_row, natural)
 
     def _problem(self) -> Problem:
         domains = tuple(self.inputs.domains)

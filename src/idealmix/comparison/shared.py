@@ -150,7 +150,7 @@ class SharedPhases(Phases):
         settings = self.config.training
         # the first process trains it alone, on the batches that all of them together train on
         rows = rows_of_step(settings, self._team.size)
-        self._loaded = None
+        self._models.release()
 
         def produce(part: Path) -> None:
             known = load_model(reference.model, "float32").to(device()).eval() if reference else None
@@ -196,7 +196,7 @@ class SharedPhases(Phases):
 
     def forget(self) -> None:
         """Let go of the model that was loaded last."""
-        self._loaded = None
+        self._models.release()
 
     def _title(self, where: str, what: str) -> str:
         """For whom, since a folder that is named by its content tells nobody anything."""

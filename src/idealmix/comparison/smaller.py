@@ -67,13 +67,14 @@ def smaller(config: Config, amount: float) -> Config:
     fraction = search.fraction
     changes: dict[str, Any] = {"warmup_steps": round(training.warmup_steps * fraction)}
     start = allocation.start
-    if isinstance(start, Mapping):
-        start = {name: round(count * fraction) for name, count in start.items()}
+    size: int | None = round(amount * fraction)
+    if isinstance(start, Mapping):  # then the budget follows from the rows, in the search's own tokens
+        start, size = {name: round(count * fraction) for name, count in start.items()}, None
     if search.lora and training.lora is None:
         changes["lora"] = Lora()
     if search.learning_rate is not None:
         changes["learning_rate"] = search.learning_rate
-    budget = allocation.budget.model_copy(update={"size": round(amount * fraction)})
+    budget = allocation.budget.model_copy(update={"size": size})
     return config.model_copy(
         update={
             "model": search.model or config.model,

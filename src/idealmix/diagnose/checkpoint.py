@@ -114,7 +114,7 @@ class Checkpoint:
         step = allocate(counts, sizes, mean_volumes(self.inputs.domains, unit), slopes, settings)
         if not settings.budget.hold:
             return step
-        return self._drawn.hold(step, self._drawn.amount(counts), settings.max_repeats)
+        return self._drawn.hold(step, self._drawn.amount(counts), settings)
 
     def conclusions(self, matrix: InfluenceMatrix) -> Conclusions:
         """What a matrix concludes, its step included."""
@@ -180,13 +180,13 @@ def find(config: Config, watch: Watch) -> Checkpoint:
         mixture=Mixture.read(where / "mixture.json", inputs.domains),
         record=TrainingRecord.read(where / "train" / "record.json"),
         folder=where / "train",
-        weights=_weights(config, where),
+        weights=objective_weights(config, where),
         watch=watch,
     )
 
 
 def _of_search(config: Config) -> Config:
-    """The configuration that the search ran with."""
+    """The configuration that the search ran with, and how it is asked now."""
     path = Path(config.output) / FOLDER / "config.yaml"
     if not path.is_file():
         raise InputError(
@@ -194,7 +194,8 @@ def _of_search(config: Config) -> Config:
             where=str(path.parent),
             mend="idealmix run CONFIG first",
         )
-    return configfile.load(path)
+    asked = {name: getattr(config, name) for name in ("influence", "objective", "references")}
+    return configfile.load(path).model_copy(update=asked)
 
 
 def _train(config: Config, inputs: Inputs, watch: Watch) -> Path:
@@ -211,7 +212,7 @@ def _train(config: Config, inputs: Inputs, watch: Watch) -> Path:
     return folder.path / "round-0"
 
 
-def _weights(config: Config, where: Path) -> dict[str, float]:
+def objective_weights(config: Config, where: Path) -> dict[str, float]:
     """dO/dL_q at a round; some objectives look at the losses of round 0 and of the base model too."""
     losses, run = _deciding(where), where.parent
     start = _deciding(run / "round-0") if config.objective in BY_ROUND_0 else losses

@@ -8,11 +8,14 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from idealmix.curvature import make_batches
 from idealmix.data.seeding import seeded_order
 from idealmix.diagnose.answer import Answer, Table
 from idealmix.diagnose.checkpoint import Checkpoint
 from idealmix.diagnostics.fidelity import Fidelity, Sets, measure_fidelity
+from idealmix.errors import InputError
 from idealmix.rounds.phases import memory_errors
 
 if TYPE_CHECKING:
@@ -30,6 +33,12 @@ def fidelity(at: Checkpoint, rows: int) -> Answer:
     """
     inputs, settings = at.inputs, at.config.influence
     drawn = {name: list(dict.fromkeys(ids)) for name, ids in at.mixture.row_ids.items() if ids}
+    if len(drawn) < 2:
+        raise InputError(
+            f"the mixture has rows of {', '.join(drawn)} alone, and curvatures are compared by how influence differs between domains",
+            where=f"round {at.index}",
+            mend="ask a run whose mixture has two domains or more",
+        )
 
     def batches(name: str, pool: Pool, ids: list[str]) -> list[Batch]:
         order = seeded_order(ids, at.config.seed, "fidelity", name)[:rows]
@@ -77,7 +86,7 @@ def _table(found: Fidelity) -> Table:
             f"{one.median:.3f}",
             f"{min(one.cosines.values()):.3f}",
             f"{statistics.median(one.sizes.values()):.3g}",
-            f"{min(one.by_layer.values()):.3f}",
+            f"{np.nanmin(list(one.by_layer.values())):.3f}",
         ]
         for one in found.approximation
     ]

@@ -14,7 +14,7 @@ import numpy as np
 
 from idealmix.data.mixture import Mixture
 from idealmix.diagnose.answer import Answer, Table
-from idealmix.diagnose.checkpoint import Checkpoint
+from idealmix.diagnose.checkpoint import Checkpoint, objective_weights
 from idealmix.diagnostics.conclusions import Agreement, Conclusions
 from idealmix.influence_matrix import InfluenceMatrix
 from idealmix.influence_rows import Measured
@@ -112,12 +112,18 @@ def _rounds(at: Checkpoint) -> dict[str, Conclusions]:
     for one in read_json(path)["rounds"]:
         if one["influence"] and one["index"] != at.index:
             where = Path(at.config.output) / f"round-{one['index']}"
-            there = replace(at, mixture=Mixture.read(where / "mixture.json", at.inputs.domains))
+            there = replace(
+                at,
+                mixture=Mixture.read(where / "mixture.json", at.inputs.domains),
+                weights=objective_weights(at.config, where),
+            )
             found[f"round {one['index']}"] = there.conclusions(InfluenceMatrix.from_json(one["influence"]))
     return found
 
 
 def _headline(found: dict[str, Agreement], yardstick: Conclusions) -> str:
+    if not found:
+        return "Nothing was varied: this curvature has no damping, and no seed, training or other round was asked for."
     if not any(yardstick.moves.values()):
         same = sum(each.same_movers for each in found.values())
         return f"The step moves nothing; of {len(found)} variations {same:.0f} move nothing either."
@@ -145,6 +151,7 @@ def _table(found: dict[str, Agreement]) -> Table:
             words.percent(each.turned) if np.isfinite(each.turned) else "–",
             "yes" if each.same_movers else "no",
             words.percent(each.apart),
+            words.number(each.se, 2),
         ]
         for name, each in found.items()
     ]

@@ -111,9 +111,11 @@ class Fidelity:
     informative: bool
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-safe, with medians."""
+        """JSON-safe, with medians; null for what is not defined, such as the cosine of a layer without influence."""
         every = [
-            asdict(one) | {"median": one.median} for one in (*self.approximation, self.parameters) if one
+            _finite(asdict(one) | {"median": one.median})
+            for one in (*self.approximation, self.parameters)
+            if one
         ]
         return {
             "informative": self.informative,
@@ -368,6 +370,15 @@ def _whole_parts(
         answers.append(x)
         solved.append(how)
     return _products(answers, changes), solved
+
+
+def _finite(found: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _finite(value)
+        if isinstance(value, dict)
+        else (None if isinstance(value, float) and not np.isfinite(value) else value)
+        for key, value in found.items()
+    }
 
 
 def _nearness(kind: str, multiple: float, found: Parts, true: Parts, sets: Sets) -> Nearness:

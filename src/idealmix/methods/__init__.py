@@ -6,11 +6,13 @@ Flows in: a method's name (or a user's own ``module:Class``) and its options. Fl
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from idealmix.errors import InputError
 
@@ -69,11 +71,19 @@ def load_method(name: str, options: Mapping[str, Any] | None = None, folder: Pat
         kind = load_function(name, "method", folder or Path.cwd())
     where = f"methods.{name}"
     try:
+        if name in BUILT_IN:  # types; a user's own class may have any
+            TypeAdapter(kind).validate_python(dict(options or {}))
         method = kind(**(options or {}))
     except InputError as error:
         raise InputError(error.what, where=error.where or where, mend=error.mend) from error
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        key = ".".join(map(str, wrong["loc"]))
+        raise InputError(
+            f"{wrong['msg'][0].lower()}{wrong['msg'][1:]}; found {wrong['input']!r}", where=f"{where}.{key}"
+        ) from error
     except (TypeError, ValueError) as error:
-        known = [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+        known = list(inspect.signature(kind).parameters)
         mend = f"its options are {', '.join(known)}" if known else "it has no options"
         raise InputError(
             f"the method cannot be made with these options: {error}", where=where, mend=mend

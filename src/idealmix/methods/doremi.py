@@ -6,12 +6,14 @@ Xie et al. 2023, arXiv 2305.10429, algorithm 1, with the constants of the author
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
+from idealmix.errors import InputError
 from idealmix.methods.protocol import Adapt, Array, Problem, Search, Train, one_fraction
 
 
@@ -66,6 +68,8 @@ class DoReMi:
 
     def __post_init__(self) -> None:
         one_fraction(self.fraction)
+        if not (self.rounds >= 1 and math.isfinite(self.eta) and self.eta >= 0 and 0 <= self.smoothing <= 1):
+            raise InputError("rounds is at least 1, eta finite and not negative, smoothing from 0 to 1")
 
     def search(self, problem: Problem) -> Search:
         """A training and a proxy in each round."""

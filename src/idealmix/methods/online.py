@@ -113,11 +113,18 @@ def _optimiser(parameters: Sequence[Tensor], settings: config.Training, steps: i
     extra = settings.extra_arguments
     betas = (float(extra.get("adam_beta1", 0.9)), float(extra.get("adam_beta2", 0.999)))
     optimiser = torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, betas=betas, weight_decay=settings.weight_decay
+        parameters,
+        lr=settings.learning_rate,
+        betas=betas,
+        eps=float(extra.get("adam_epsilon", 1e-8)),
+        weight_decay=settings.weight_decay,
     )
-    warmup = min(settings.warmup_steps, steps)
     return optimiser, get_scheduler(
-        settings.lr_scheduler_type, optimiser, num_warmup_steps=warmup, num_training_steps=steps
+        settings.lr_scheduler_type,
+        optimiser,
+        num_warmup_steps=min(settings.warmup_steps, steps),
+        num_training_steps=steps,
+        scheduler_specific_kwargs=extra.get("lr_scheduler_kwargs"),
     )
 
 

@@ -7,6 +7,7 @@ Flows in: outcomes of short trainings. Flows out: the mean of the best predicted
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -56,19 +57,9 @@ def linear_prediction(shares: Array, losses: Array, wanted: Array) -> Array:
 
 
 def tree_prediction(shares: Array, losses: Array, wanted: Array, seed: int) -> Array:
-    """LightGBM as in the authors' code (1,000 trees, learning rate 0.01), with leaves that fit few runs.
+    """LightGBM as in the authors' code (1,000 trees, learning rate 0.01), with leaves that fit few runs."""
+    import lightgbm
 
-    Raises:
-        InputError: lightgbm is not installed.
-    """
-    try:
-        import lightgbm
-    except ImportError as error:
-        raise InputError(
-            "RegMix with regressor: lightgbm needs lightgbm",
-            where="methods.regmix.regressor",
-            mend="pip install 'idealmix[methods]', or set regressor: linear",
-        ) from error
     options: dict[str, Any] = {
         "objective": "regression",
         "learning_rate": 0.01,
@@ -108,7 +99,17 @@ class RegMix:
             raise InputError("runs is at least 2, and keep lies between 1 and candidates")
 
     def search(self, problem: Problem) -> Search:
-        """M short trainings."""
+        """M short trainings.
+
+        Raises:
+            InputError: lightgbm is asked for and not installed.
+        """
+        if self.regressor == "lightgbm" and find_spec("lightgbm") is None:
+            raise InputError(
+                "RegMix with regressor: lightgbm needs lightgbm",
+                where="methods.regmix.regressor",
+                mend="pip install 'idealmix[methods]', or set regressor: linear",
+            )
         generator = problem.generator("regmix")
         shares, losses = [], []
         for drawn in draw_shares(problem.natural, problem.most, self.runs, generator):

@@ -332,13 +332,14 @@ const Allocation = (() => {
 
   const amount = (data, counts) => sum(counts.map((n, i) => amountOf(data.drawn[i], n)));
 
-  /** The movers' counts changed by a few rows, so that the rows really drawn amount to `budget`. */
-  function hold(data, before, after, budget, repeats) {
+  /** The movers' counts changed by a few rows within their bounds, so that the rows really drawn amount to the budget. */
+  function hold(data, choice, before, after) {
+    const budget = choice.budget, [least, most] = rowBounds(data, choice, budget, false);
     const counts = after.slice(), mean = data.drawn.map(d => d.sums[d.sums.length - 1] / d.rows);
     const order = before.map((_, i) => i).filter(i => after[i] !== before[i]).sort((i, j) => mean[j] - mean[i] || i - j);
     for (const i of order) {
       const one = n => amountOf(data.drawn[i], n), grows = after[i] > before[i];
-      const [low, high] = grows ? [before[i] + 1, repeats * data.drawn[i].rows] : [0, before[i] - 1];
+      const [low, high] = grows ? [before[i] + 1, Math.max(most[i], after[i])] : [Math.min(least[i], after[i]), before[i] - 1];
       const wanted = one(after[i]) + budget - amount(data, counts);
       let a = low, b = Math.max(high + 1, low);
       while (a < b) { const mid = Math.floor((a + b) / 2); if (one(mid) < wanted) a = mid + 1; else b = mid; }
@@ -361,7 +362,7 @@ const Allocation = (() => {
         throw new Error(`With at most ${choice.max_repeats} draws of a row the pools give ${whole(amount(data, n))}, less than this budget.`);
     }
     const step = allocate(data, at, choice, n);
-    const counts = data.hold ? hold(data, n, step.rows, choice.budget, choice.max_repeats) : step.rows;
+    const counts = data.hold ? hold(data, choice, n, step.rows) : step.rows;
     return {...step, before: n, counts, amount: amount(data, counts), volumes: counts.map((x, i) => amountOf(data.drawn[i], x))};
   }
 

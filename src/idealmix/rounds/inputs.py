@@ -129,15 +129,12 @@ def load_inputs(config: Config, watch: Watch) -> Inputs:
 
 
 def model_digest(path: str) -> str | None:
-    """SHA-256 that changes when a local model's files do: sizes, and the first and last MiB of each."""
+    """SHA-256 of a local model's files; None: a hub's, whose revision is its name."""
     if not Path(path).is_dir():
         return None
     digest = hashlib.sha256()
     for file in sorted(p for p in Path(path).iterdir() if p.suffix in (".json", ".safetensors", ".jinja")):
-        size = file.stat().st_size
-        digest.update(f"{file.name}\0{size}\0".encode())
         with open(file, "rb") as handle:
-            digest.update(handle.read(2**20))
-            handle.seek(max(size - 2**20, 0))
-            digest.update(handle.read())
+            content = hashlib.file_digest(handle, "sha256").hexdigest()
+        digest.update(f"{file.name}\0{content}\0".encode())
     return digest.hexdigest()

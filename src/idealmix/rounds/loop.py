@@ -102,6 +102,8 @@ def opened(config: Config, watch: Watch, team: Team) -> Iterator[tuple[RunFolder
 def claim(folder: RunFolder, config: Config, held: contextlib.ExitStack) -> None:
     """Lock the folder; write the resolved configuration, or check that the folder holds the same one.
 
+    More rounds than before are taken: a run goes on from where its rounds ended.
+
     Raises:
         InputError: the folder was made with another configuration; the message names every changed key.
         IdealmixError: another process works on it.
@@ -123,13 +125,24 @@ def claim(folder: RunFolder, config: Config, held: contextlib.ExitStack) -> None
     new = config.model_dump(mode="json")
     # a folder may be moved: where it lies is not part of what was run
     changed = configfile.differences({**old, "output": ""}, {**new, "output": ""})
-    if changed:
+    if _only_more_rounds(old, new):
+        write_text(path, configfile.dump(config))
+    elif changed:
         raise InputError(
             "this folder holds a run with another configuration:\n"
             + "\n".join(f"  {line}" for line in changed),
             where=str(folder.path),
             mend="set another `output` for the new configuration, or take the change back",
         )
+
+
+def _only_more_rounds(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether two resolved configurations differ by a larger ``allocation.rounds`` alone."""
+    before = (old.get("allocation") or {}).get("rounds")
+    if not isinstance(before, int) or not 1 < before < new["allocation"]["rounds"]:
+        return False
+    allocation = {**old["allocation"], "rounds": new["allocation"]["rounds"]}
+    return not configfile.differences({**old, "allocation": allocation, "output": ""}, {**new, "output": ""})
 
 
 def tell(config: Config, inputs: Inputs, phases: Phases, watch: Watch) -> Story:
@@ -190,7 +203,7 @@ def tell(config: Config, inputs: Inputs, phases: Phases, watch: Watch) -> Story:
             story.warnings.append(f"round {last.index}: the rule equalise takes the place of curves: {why}")
             watch.warn(story.warnings[-1])
         if allocation.budget.hold:
-            step = drawn.hold(step, amount, allocation.max_repeats)
+            step = drawn.hold(step, amount, allocation)
         state = propose(state, step)
         if state.action == "allocate":  # shorter
             watch.note(state.reason)

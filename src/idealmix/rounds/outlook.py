@@ -65,6 +65,8 @@ def outlook(story: Story, per_row: Mapping[str, float]) -> Outlook | None:
     ).replace("-", "−")
     if -expected < visible:
         said += "A further round is not worth its training."
+    elif story.state.round + 1 >= settings.rounds:
+        said += "A further round is worth its training: raise allocation.rounds (the same folder goes on)."
     else:
-        said += "A further round is worth its training: raise allocation.rounds."
+        said += "That is more than the rounds found, which ended before their number did."
     return Outlook(expected, visible, said)

@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from idealmix import config
 from idealmix.allocation import Allocation
 from idealmix.data.mixture import drawn_order
 from idealmix.data.pools import Pool
+from idealmix.volumes import row_bounds
 
 
 def row_volumes(pool: Pool, unit: str) -> np.ndarray:
@@ -37,7 +39,7 @@ class Drawn:
     """Volumes of the prefixes that `data.mixture.draw` takes with one seed."""
 
     def __init__(self, pools: Mapping[str, Pool], unit: str, seed: int) -> None:
-        self._pools = pools
+        self._pools, self._sizes = pools, {name: len(pool) for name, pool in pools.items()}
         self._sums = {
             name: np.concatenate([[0], np.cumsum(row_volumes(pool, unit)[drawn_order(pool, seed, name)])])
             for name, pool in pools.items()
@@ -77,19 +79,25 @@ class Drawn:
             key=lambda count: (abs(self._one(name, count) - volume), count),
         )
 
-    def hold(self, step: Allocation, amount: float, max_repeats: int) -> Allocation:
+    def hold(self, step: Allocation, amount: float, settings: config.Allocation) -> Allocation:
         """The same step with its movers' counts changed by a few rows, so that the rows drawn amount to `amount`.
 
-        The mover with the heaviest rows is changed first, the lightest last; none turns round, and domains that keep
-        their count keep it. What remains is about half a row.
+        The mover with the heaviest rows is changed first, the lightest last; none turns round or goes beyond floor, cap or
+        ``max_repeats``, and domains that keep their count keep it. What remains is about half a row.
         """
-        counts = step.counts
-        mean = {name: self._sums[name][-1] / len(self._pools[name]) for name in counts}
+        counts, names = step.counts, sorted(step.counts)
+        mean = {name: self._sums[name][-1] / len(self._pools[name]) for name in names}
+        sizes, weights = (np.array([float(of[name]) for name in names]) for of in (self._sizes, mean))
+        lower, upper = row_bounds(names, sizes, weights, settings, amount, held=False)
+        least, most = dict(zip(names, lower.astype(int))), dict(zip(names, upper.astype(int)))
         movers = [name for name, move in step.moves.items() if move.after != move.before]
         for name in sorted(movers, key=lambda name: (-mean[name], name)):
             before, after = step.moves[name].before, counts[name]
-            most = max_repeats * len(self._pools[name])
-            low, high = (before + 1, most) if after > before else (0, before - 1)
+            # a step never leaves a domain beyond its bounds by more than it found it
+            if after > before:
+                low, high = before + 1, max(int(most[name]), after)
+            else:
+                low, high = min(int(least[name]), after), before - 1
             wanted = self._one(name, after) + amount - self.amount(counts)
             counts[name] = self._nearest(name, wanted, low, high)
         moves = {

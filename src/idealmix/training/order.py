@@ -125,9 +125,10 @@ def plan_steps(
         )
     if count > total:
         raise InputError(
-            f"{count} optimiser steps were asked for, but only {total} rows are consumed",
-            where="training",
-            mend="lower the number of steps, or raise the budget or training.epochs",
+            f"the mixture's {total:,} rows are fewer than the {count:,} optimiser steps that every mixture of this budget has: its rows are "
+            "longer than those of the mixture that the steps were counted on",
+            where="training.per_device_train_batch_size",
+            mend="let a step take more rows: raise it, or gradient_accumulation_steps",
         )
     domains = tuple(mixture.row_ids)
     order = np.concatenate(
