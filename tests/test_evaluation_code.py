@@ -201,3 +201,20 @@ def test_a_file_of_tests_is_checked(tmp_path: Path) -> None:
         load_tests(str(path), "x")
     with pytest.raises(InputError, match="cannot read"):
         check_score("code", Score(test="t", code_tests=str(tmp_path / "absent.jsonl")))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "```python\r\ndef add(a, b):\r\n    return a + b\r\n```\r\nThat is all.",
+        "from __future__ import annotations\n\ndef add(a: int, b: int) -> int:\n    return a + b\n",
+        "def add(a, b):\n    return a + b\n\nif __name__ == '__main__':\n    print(add(int(input()), 1))\n",
+    ],
+)
+def test_right_answers_in_unusual_forms_pass(answer: str) -> None:
+    test = {
+        "prompt": "def add(a, b):\n",
+        "test": "def check(f):\n    assert f(1, 2) == 3",
+        "entry_point": "add",
+    }
+    assert run_tests({"r": test}, {"r": answer}) == {"r": 1.0}

@@ -281,3 +281,15 @@ def test_a_raw_text_cannot_be_matched():
     pool = helpers.TinyPool("test", [], [Conversation("raw", [], None, "some text")])
     with pytest.raises(InputError, match="row raw: no assistant turn"):
         score("x", None, None, pool, Score(test="test", exact_match="(.+)"))
+
+
+def test_a_long_prompt_cuts_no_other_answer() -> None:
+    from idealmix.evaluation.generation import _batches
+
+    lengths = [2000, 100, 90]  # 48 tokens of room, 1948, 1958
+    for batch_tokens in (300, 2300, 100_000):
+        batches = list(_batches(lengths, 256, batch_tokens, 2048))
+        assert [0] in batches
+        assert sorted(i for batch in batches for i in batch) == [0, 1, 2]
+    assert list(_batches(lengths, 256, 100_000, None)) == [[0, 1, 2]]
+    assert list(_batches([100, 90], 256, 100_000, 2048)) == [[0, 1]]

@@ -11,8 +11,8 @@ from report_helpers import sample, variant, watched
 from whatif_helpers import Run
 
 from idealmix.report import build, write
-from idealmix.report.layers import layers
-from idealmix.report.matrix import in_sizes
+from idealmix.report.layers import by_reference, layers
+from idealmix.report.matrix import _layers, in_sizes
 from idealmix.report.relations import relations
 
 
@@ -59,6 +59,28 @@ def test_many_pairs_leave_the_untold_out() -> None:
     assert found is not None
     assert [(p["a"], p["b"]) for p in found["pairs"]] == [("d00", "d01")]
     assert found["left_out"] == 90
+
+
+@pytest.mark.parametrize(
+    ("objective", "slope"),
+    [("mean_loss", [0.5, 0.5]), ("worst", [1.0, 0.0]), ("relative", [0.5 / 4.0, 0.5 / 0.5])],
+)
+def test_parts_by_layer_are_of_the_objective_that_was_asked_for(objective: str, slope: list[float]) -> None:
+    first = {"losses": {"p": {"mean": 4.0}, "q": {"mean": 0.5}}}
+    one = {
+        "index": 1,
+        "losses": {"p": {"mean": 3.0}, "q": {"mean": 0.6}},
+        "influence": {
+            "references": ["p", "q"],
+            "domains": ["a"],
+            "layers": [{"name": "x", "alpha": [[-1.0], [0.5]]}],
+        },
+    }
+    result = {"objective": objective, "weights": {"p": 1.0, "q": 1.0}, "rounds": [first, one], "base": {}}
+    assert list(by_reference(result, one).values()) == pytest.approx(slope)
+    assert layers(result)["share"] == pytest.approx(slope)  # type: ignore[index]
+    (largest,) = _layers(one, result)["largest"]  # type: ignore[index]
+    assert largest[2] == pytest.approx(-slope[0] + 0.5 * slope[1])
 
 
 def test_layers_stand_by_kind_and_depth() -> None:

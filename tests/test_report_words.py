@@ -29,6 +29,8 @@ def test_signs_are_family_wise() -> None:
     assert set(many[0]) == {"cannot be told from zero"}
     # Holm steps down: the second has to pass 5%/2, then 5%
     assert words.signs([[-5.0, -2.0]], [[1.0, 1.0]]) == [["helps", "helps"]]
+    # an error that is not known is one of the family, as in the matrix's own signs
+    assert words.signs([[-2.1, 1.0]], [[1.0, None]]) == [["cannot be told from zero", "not tested"]]
     assert words.signs([[-2.2, -2.0]], [[1.0, 1.0]]) == [["cannot be told from zero"] * 2]
 
 

@@ -224,7 +224,7 @@ def measure_rows(
                 *small_samples([*held_out, *drawn, *unused]),
                 *(f"{name} has no rows in the mixture: its influence cannot be measured" for name in domains if not rows[name]),
                 *doubts,
-                *_doubts(settings, record, metrics, layers, drawn),
+                *_doubts(settings, record, metrics, layers, fitted),
             ),
         )  # fmt: skip
 
@@ -357,9 +357,9 @@ def _doubts(
     record: TrainingRecord | None,
     metrics: Mapping[str, Metric] | None,
     layers: Sequence[Layer],
-    drawn: Sequence[Sample],
+    fitted: Sequence[Sample],
 ) -> Iterator[str]:
-    """Warnings about how it was measured."""
+    """Warnings about how it was measured; `fitted`: what the curvature rests on."""
     if record is None or not record.steps:
         yield "the trainer's steps are not known: domains are weighted by their shares of supervised tokens"
     if settings.curvature == "identity":
@@ -376,9 +376,9 @@ def _doubts(
         yield f"the optimiser left no second moments: the {settings.response} response treats it as plain gradient descent"
     if settings.response != "converged" and record and len(record.gradient_norms) != len(record.step_sizes):
         yield "the trainer told no gradient norms: where it clipped gradients, sizes are too large"
-    tokens, widest = sum(sample.tokens for sample in drawn), max(layers, key=lambda layer: layer.d_in)
+    tokens, widest = sum(sample.tokens for sample in fitted), max(layers, key=lambda layer: layer.d_in)
     if tokens < widest.d_in:
         yield (
             f"the curvature rests on {tokens:,} tokens, fewer than the {widest.d_in:,} inputs of {widest.name}: "
-            "damping decides much of it; raise influence.sample_fraction"
+            f"damping decides much of it; raise influence.{'sample' if settings.curvature_fraction == 'auto' else 'curvature'}_fraction"
         )

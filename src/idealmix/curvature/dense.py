@@ -31,10 +31,11 @@ class Written:
 
     def __init__(self, matrix: GaussNewton) -> None:
         self._matrix = matrix
-        columns = [matrix.product(unit) for unit in torch.eye(matrix.size, dtype=torch.float64)]
+        units = torch.diag(matrix.zeros() + 1)
+        columns = [matrix.product(unit) for unit in units]
         self.H = torch.stack(columns, 1)
         self.H = (self.H + self.H.T) / 2
-        numbers = matrix.named(torch.arange(matrix.size, dtype=torch.float64))
+        numbers = matrix.named(torch.arange(matrix.size, dtype=torch.float64, device=self.H.device))
         self._places = {name: part.flatten().long() for name, part in numbers.items()}
 
     def solve(
@@ -50,7 +51,7 @@ class Written:
         places = torch.cat([self._places[name] for name in names])
         shift = torch.cat(
             [
-                torch.full((len(self._places[name]),), value, dtype=torch.float64)
+                torch.full((len(self._places[name]),), value, dtype=torch.float64, device=self.H.device)
                 for name, value in damping.items()
             ]
         )

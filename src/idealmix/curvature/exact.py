@@ -123,7 +123,7 @@ def parameter_names(layer: Layer) -> list[str]:
 
 def constant(matrix: GaussNewton, values: Mapping[str, float]) -> Tensor:
     """(size,) vector with one value for each parameter."""
-    zeros = matrix.named(torch.zeros(matrix.size, dtype=torch.float64))
+    zeros = matrix.named(matrix.zeros())
     return matrix.flat({name: part + values[name] for name, part in zeros.items()})
 
 

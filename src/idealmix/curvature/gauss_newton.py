@@ -100,7 +100,7 @@ class GaussNewton:
         """The gradient of the token-mean loss over other rows, with the data's labels: (size,), float64."""
         mine = self._processes.share(batches)
         counted = sum(self._processes.gather(sum(map(self._weight, mine))))
-        total = self._zeros()
+        total = self.zeros()
         with self._quiet():
             for batch in map(self._moved, mine):
                 values, where = self._leaves(), self._where(batch)
@@ -120,7 +120,7 @@ class GaussNewton:
             probes: passes over the rows; the relative error falls with the root of probes times batches.
             seed: of e.
         """
-        total = self._zeros()
+        total = self.zeros()
         with self._quiet():
             for batch in map(self._moved, self._batches):
                 generator = torch.Generator(batch.input_ids.device).manual_seed(
@@ -185,7 +185,8 @@ class GaussNewton:
     def _weight(self, batch: Batch) -> float:
         return float(batch.weights @ self._where(batch).sum(1).double())
 
-    def _zeros(self) -> Tensor:
+    def zeros(self) -> Tensor:
+        """(size,) float64, where the parameters are."""
         device = next(iter(self._values.values())).device
         return torch.zeros(self.size, dtype=torch.float64, device=device)
 

@@ -25,6 +25,7 @@ from idealmix.evaluation.sandbox import passes
 
 Tests = dict[str, dict[str, Any]]
 FENCE = re.compile(r"```[\w+-]*[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
+FUTURE = re.compile(r"^from __future__ import .*$", re.MULTILINE)
 FORMS = ({"test": str, "entry_point": str, "prompt": str}, {"test_list": list})
 
 
@@ -102,6 +103,7 @@ def run_tests(
 
 def programs(test: Mapping[str, Any], answer: str) -> Iterator[str]:
     """The readings of an answer that compile, the likeliest first."""
+    answer = answer.replace("\r\n", "\n")
     block = FENCE.search(answer)
     code = (block[1] if block else answer).strip("\n")
     if "test_list" in test:
@@ -112,8 +114,9 @@ def programs(test: Mapping[str, Any], answer: str) -> Iterator[str]:
         bodies = ["    " + code.lstrip(), textwrap.indent(textwrap.dedent(code), "    ")]
         if code[:1].isspace():
             bodies.insert(0, code)
+        future = "".join(f"{line}\n" for line in FUTURE.findall(code))  # must stand first
         parts = (
-            [f"{head}\n    pass\n\n{textwrap.dedent(code)}"]
+            [f"{future}{head}\n    pass\n\n{FUTURE.sub('', textwrap.dedent(code))}"]
             if whole
             else [f"{head}\n{body}" for body in bodies]
         )

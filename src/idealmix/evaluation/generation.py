@@ -65,7 +65,9 @@ def generate(
     ends = end_tokens(model, tokenizer, conversations[0]) if conversations else set()
     team = processes or Processes()
     answers: dict[int, str] = {}
-    for batch in team.share(list(_batches([len(ids) for ids in prompts], max_new_tokens, batch_tokens))):
+    for batch in team.share(
+        list(_batches([len(ids) for ids in prompts], max_new_tokens, batch_tokens, context))
+    ):
         new_tokens = _continue(
             model, tokenizer, [prompts[i] for i in batch], max_new_tokens, sorted(ends), context
         )
@@ -106,11 +108,16 @@ def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase, conversation: Con
     return found
 
 
-def _batches(lengths: Sequence[int], new: int, batch_tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length, the longest first."""
+def _batches(lengths: Sequence[int], new: int, batch_tokens: int, context: int | None) -> Iterator[list[int]]:
+    """Indices in batches of similar length, the longest first; all of a batch may have as many new tokens as its longest prompt."""
     batch: list[int] = []
+
+    def room(i: int) -> int:
+        return new if context is None else min(new, context - lengths[i])
+
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batch and (len(batch) + 1) * (lengths[batch[0]] + new) > batch_tokens:
+        full = batch and (len(batch) + 1) * (lengths[batch[0]] + new) > batch_tokens
+        if full or (batch and room(i) != room(batch[0])):
             yield batch
             batch = []
         batch.append(i)

@@ -26,7 +26,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from idealmix.errors import IdealmixError, InputError
-from idealmix.evaluation.set_loss import Array, Estimate, SetLoss, same_rows, satterthwaite, variance
+from idealmix.evaluation.set_loss import Array, Estimate, SetLoss, freedom, same_rows, satterthwaite, variance
 
 Losses = Mapping[str, SetLoss]
 LEAST = 0.05
@@ -51,7 +51,7 @@ def objective_value(
         base: the base model's losses on the same rows; only for `progress`.
     """
     value, parts = _linearised(losses, weights, objective, start, base)
-    return _estimate(value, parts)
+    return _estimate(value, parts, losses)
 
 
 def objective_difference(
@@ -75,7 +75,7 @@ def objective_difference(
     for name in {**rows_new, **rows_old}:  # with `worst` the two may look at different sets
         same_rows(new[name], old[name])
         parts[name] = rows_new.get(name, 0.0) - rows_old.get(name, np.zeros(len(old[name])))
-    return _estimate(value_new - value_old, parts)
+    return _estimate(value_new - value_old, parts, new)
 
 
 def objective_gradient(
@@ -173,8 +173,8 @@ def _shares(weights: Mapping[str, float], means: Mapping[str, float]) -> dict[st
     return {name: weights[name] / total for name in means if weights[name] > 0}
 
 
-def _estimate(value: float, parts: Mapping[str, Array]) -> Estimate:
+def _estimate(value: float, parts: Mapping[str, Array], losses: Losses) -> Estimate:
     """Sets are independent of each other."""
-    variances = [variance(rows) for rows in parts.values()]
-    dof = satterthwaite(variances, [max(len(rows) - 1, 1) for rows in parts.values()])
+    variances = [variance(rows, losses[name].counts) for name, rows in parts.items()]
+    dof = satterthwaite(variances, [freedom(losses[name].counts) for name in parts])
     return Estimate(value, math.sqrt(sum(variances)), dof)

@@ -75,7 +75,7 @@ def main() -> None:
     landlock()
     limit(task["seconds"], task["memory"])
     sys.addaudithook(watch)
-    exec(program, {"__name__": "__main__"})  # noqa: S102 (what it is for)
+    exec(program, {"__name__": "answer"})  # noqa: S102 (what it is for)
     os.write(report, word)
     os._exit(0)
 

@@ -4,8 +4,12 @@ Flows in: summed losses and token counts of each row. Flows out: means, standard
 differences. Pure numpy.
 
 A set's loss is a ratio of two sums over rows, r = sum s_n / sum c_n (nats, supervised tokens). Its error treats rows as
-the independent draws, not tokens: to first order r - E r = sum e_n / C with e_n = s_n - r c_n and C = sum c_n, so
-Var r = N/(N-1) sum e_n^2 / C^2 (the linearised ratio estimator; Cochran, Sampling Techniques, 3rd ed., eq. 6.13).
+the independent draws, not tokens. It is the delete-one jackknife's, as in `idealmix.moments` and for its reasons: without row n, r moves
+by e_n / (1 - h_n), with e_n = (s_n - r c_n) / C, h_n = c_n / C and C = sum c_n, so
+
+    Var r = (N - 1) / N  sum e_n^2 / (1 - h_n)^2        degrees of freedom = 1 / sum h_n^2 - 1
+
+For rows of equal length that is N/(N-1) sum e_n^2, with N - 1 (Cochran, Sampling Techniques, 3rd ed., eq. 6.13).
 """
 
 from __future__ import annotations
@@ -71,13 +75,13 @@ class SetLoss:
 
     @property
     def influences(self) -> Array:
-        """(N,) what each row adds to the error of `mean`: (s_n - r c_n) / C; sums to 0."""
+        """(N,) e_n, what each row adds to the error of `mean` to first order; sums to 0."""
         return (self.loss_sums - self.mean * self.counts) / self.tokens
 
     @property
     def se(self) -> float:
         """Standard error of `mean`, clustered by row."""
-        return math.sqrt(variance(self.influences))
+        return math.sqrt(variance(self.influences, self.counts))
 
     def to_json(self) -> dict[str, Any]:
         """Plain types; `mean` and `se` are for readers, `from_json` computes them anew."""
@@ -103,23 +107,31 @@ class SetLoss:
         )
 
 
-def variance(influences: Array) -> float:
-    """Variance of an estimate from its rows' influences: N/(N-1) times their sum of squares; inf for one row."""
+def variance(influences: Array, counts: NDArray[np.int64]) -> float:
+    """Variance of an estimate from its rows' influences and supervised tokens; inf for one row."""
     n = len(influences)
-    return float(n / (n - 1) * np.sum(influences**2)) if n > 1 else math.inf
+    if n < 2:
+        return math.inf
+    without = influences / (1 - counts / counts.sum())
+    return float((n - 1) / n * np.sum(without**2))
+
+
+def freedom(counts: NDArray[np.int64]) -> float:
+    """Degrees of freedom of such a variance: rows that would be as many if they were of one length, minus 1; at least 1."""
+    return max(float(counts.sum()) ** 2 / float(np.sum(counts.astype(float) ** 2)) - 1, 1.0)
 
 
 def paired_difference(new: SetLoss, old: SetLoss) -> Estimate:
     """Mean loss of `new` minus that of `old`, two models on the same rows; negative: `new` is better.
 
-    The error is that of the rows' differences, usually far below that of either loss; N - 1 degrees of freedom.
+    The error is that of the rows' differences, usually far below that of either loss.
 
     Raises:
         IdealmixError: the rows are not the same.
     """
     same_rows(new, old)
-    error = math.sqrt(variance(new.influences - old.influences))
-    return Estimate(new.mean - old.mean, error, max(len(new) - 1, 1))
+    error = math.sqrt(variance(new.influences - old.influences, new.counts))
+    return Estimate(new.mean - old.mean, error, freedom(new.counts))
 
 
 def same_rows(a: SetLoss, b: SetLoss) -> None:

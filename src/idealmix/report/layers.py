@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from idealmix.evaluation.objective import objective_gradient
+
 _MOST = 24_000  # figures
 
 
@@ -21,8 +23,7 @@ def layers(result: Mapping[str, Any]) -> dict[str, Any] | None:
     parts, domains, references = found["layers"], found["domains"], found["references"]
     if len(parts) * len(domains) * len(references) > _MOST:
         return None
-    weights = result.get("weights") or {}
-    total = sum(weights.get(q, 1) for q in references) or 1
+    slopes = by_reference(result, measured[-1])
     kinds, depths, places = _grid([layer["name"] for layer in parts])
     damping = found.get("damping_absolute") or {}
     if not isinstance(damping, Mapping):
@@ -31,7 +32,7 @@ def layers(result: Mapping[str, Any]) -> dict[str, Any] | None:
         "index": measured[-1]["index"],
         "domains": domains,
         "references": references,
-        "share": [weights.get(q, 1) / total for q in references],
+        "share": [slopes[q] for q in references],
         "kinds": kinds,
         "depths": depths,
         "layers": [
@@ -45,6 +46,18 @@ def layers(result: Mapping[str, Any]) -> dict[str, Any] | None:
         ],
         "damped": bool(damping),
     }
+
+
+def by_reference(result: Mapping[str, Any], of_round: Mapping[str, Any]) -> dict[str, float]:
+    """dO/dL_q at a round, by reference set of its matrix; 0 for those of no weight."""
+    names = of_round["influence"]["references"]
+    asked, start = result.get("weights") or {}, result["rounds"][0]
+    of = (of_round, start, result.get("base") or {})
+    losses, first, base = ({q: one["mean"] for q, one in (part.get("losses") or {}).items()} for part in of)
+    known = {q: asked.get(q, 1) for q in names}
+    means = {q: losses.get(q, 1.0) for q in names}
+    found = objective_gradient(means, known, result.get("objective") or "mean_loss", first, base)
+    return {q: found.get(q, 0.0) for q in names}
 
 
 def _grid(names: list[str]) -> tuple[list[str], int, list[tuple[int, int]]]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from idealmix.report import figures, words
+from idealmix.report.layers import by_reference
 
 MARKS = {"helps": "▼", "hurts": "▲", "cannot be told from zero": "≈", "not tested": "?", "not measured": "–"}
 # A page with more cells of influence than this leaves out the earliest rounds' matrices, to stay below 1 MB.
@@ -46,7 +47,11 @@ def _influence(of_round: Mapping[str, Any], result: Mapping[str, Any], *, drawn:
             )
         rows.append({"name": reference, "cells": row})
     unused = found.get("alpha_unused")
-    exhausted = [d for i, d in enumerate(domains) if unused and all(row[i] is None for row in unused)]
+    exhausted = [
+        d
+        for i, d in enumerate(domains)
+        if unused and all(row[i] is None for row in unused) and any(row[i] is not None for row in alpha)
+    ]
     return {
         "index": of_round["index"],
         "drawn": drawn,
@@ -62,7 +67,7 @@ def _influence(of_round: Mapping[str, Any], result: Mapping[str, Any], *, drawn:
         "units": found.get("units") or "",
         "how": _how(found),
         "sizes": in_sizes(found, signs),
-        "layers": _layers(found, result) if drawn else None,
+        "layers": _layers(of_round, result) if drawn else None,
     }
 
 
@@ -100,15 +105,15 @@ def _how(found: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _layers(found: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any] | None:
+def _layers(of_round: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any] | None:
     """Each domain's weighted influence by layer: coloured strips, and the three largest parts by name."""
+    found = of_round["influence"]
     layers, domains, references = found.get("layers") or [], found["domains"], found["references"]
     if not layers:
         return None
-    weights = result.get("weights") or {}
-    total = sum(weights.get(q, 1) for q in references) or 1
+    slopes = by_reference(result, of_round)
     parts = [
-        [sum(weights.get(q, 1) / total * (row[i] or 0) for q, row in zip(references, layer["alpha"])) for i in range(len(domains))]
+        [sum(slopes[q] * (row[i] or 0) for q, row in zip(references, layer["alpha"])) for i in range(len(domains))]
         for layer in layers
     ]  # fmt: skip
     each = -(-len(layers) // min(_STRIP_BINS, len(layers)))  # neighbours added up when there are many layers

@@ -176,7 +176,9 @@ def _losses(result: Mapping[str, Any]) -> list[dict[str, Any]]:
                 kept = r["decision"] in ("start", *KEPT)
                 label = "joint" if r["index"] == 0 else f"round {r['index']}"
                 points.append(
-                    figures.Point(label, value, words.half_width(e.get("se")), kept, r["index"] == best)
+                    figures.Point(
+                        label, value, words.half_width(e.get("se"), e.get("dof")), kept, r["index"] == best
+                    )
                 )
         if points:
             svg = figures.dots(f"{name} by round", points, base=untrained, joined=points[0].label == "joint")
@@ -207,7 +209,9 @@ def _finals(result: Mapping[str, Any]) -> dict[str, Any] | None:
                 "verdict": words.verdict(d["value"], d.get("se"), d.get("dof"), lower_is_better=lower) if d else None,
             })  # fmt: skip
             points = [
-                figures.Point(label, c["mean"], words.half_width(c.get("se")), best=label == method)
+                figures.Point(
+                    label, c["mean"], words.half_width(c.get("se"), c.get("dof")), best=label == method
+                )
                 for label, c in zip(("base", "joint", method), cells)
                 if c and c.get("mean") is not None
             ]

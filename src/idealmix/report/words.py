@@ -121,8 +121,8 @@ def signs(
 
     Returns:
         For each entry "helps" (alpha < 0: more of the domain lowers the loss), "hurts", or "cannot be told from
-        zero". Holm's step-down over all tested entries: the chance that any sign of the table is claimed where
-        there is none is at most 5%.
+        zero". Holm's step-down over all measured entries, those without a known error among them, as
+        `InfluenceMatrix.signs`: the chance that any sign of the table is claimed where there is none is at most 5%.
     """
     words: list[list[Sign]] = [["not measured" if a is None else "not tested" for a in row] for row in alpha]
     tested: list[tuple[float, int, int]] = []
@@ -131,9 +131,9 @@ def signs(
             s = se[q][i] if se else None
             if a is not None and s is not None and math.isfinite(a) and math.isfinite(s):
                 tested.append((p_value(a, s, dof[q][i] if dof else None), q, i))
-    claimed = True
+    claimed, measured = True, sum(a is not None for row in alpha for a in row)
     for rank, (p, q, i) in enumerate(sorted(tested)):
-        claimed = claimed and p <= LEVEL / (len(tested) - rank)
+        claimed = claimed and p <= LEVEL / (measured - rank)
         a = alpha[q][i] or 0.0
         words[q][i] = ("helps" if a < 0 else "hurts") if claimed else "cannot be told from zero"
     return words

@@ -18,7 +18,7 @@ import numpy as np
 
 from idealmix import __version__
 from idealmix.evaluation.score_result import ScoreResult
-from idealmix.evaluation.set_loss import SetLoss, paired_difference
+from idealmix.evaluation.set_loss import SetLoss, freedom, paired_difference
 from idealmix.rounds.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -152,18 +152,22 @@ def _loss(loss: SetLoss) -> dict[str, Any]:
     return {
         "mean": loss.mean,
         "se": finite(loss.se),
+        "dof": freedom(loss.counts),
         "rows": len(loss.row_ids),
         "supervised_tokens": int(np.sum(loss.counts)),
     }
 
 
 def _figures(scores: Mapping[str, ScoreResult]) -> dict[str, Any]:
-    return {name: {"mean": one.mean, "se": one.se, "n": one.n} for name, one in scores.items()}
+    return {
+        name: {"mean": one.mean, "se": one.se, "n": one.n, "dof": max(one.n - 1, 1)}
+        for name, one in scores.items()
+    }
 
 
 def _objective(story: Story, sets: dict[str, SetLoss]) -> dict[str, Any]:
-    value, se, _ = story.goal.value(sets)
-    return {"value": value, "se": finite(se)}
+    value, se, dof = story.goal.value(sets)
+    return {"value": value, "se": finite(se), "dof": finite(dof)}
 
 
 def _scored(scored: dict[str, Any] | None) -> dict[str, Any]:
