@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -217,3 +219,38 @@ def test_unrolled_is_what_training_again_does_and_nearer_than_finite(tmp_path):
     assert off["unrolled"] < 0.03
     assert 0.97 < slope < 1.03
     assert correlation > 0.999
+
+
+def test_rows_that_come_in_another_order_keep_their_own_products(tmp_path, monkeypatch):
+    """A batch that was cut for want of memory in a later segment changes the order of its rows."""
+    from idealmix import influence_unrolled as module
+
+    model = tiny()
+    for number in (1, 2, 3):
+        keep(tmp_path, number, tiny(number), some_moments(model, number))
+    asked = {"record": clipped_record(segments=[1, 3, 5]), "folder": tmp_path}
+    plain = measure(model, MIXTURE, DOMAINS, REFERENCES, settings(response="unrolled"), **asked)
+    original, calls = module.row_dots, []
+
+    def turned(*args, **options):
+        found = original(*args, **options)
+        calls.append(1)
+        if len(calls) % 2 or not options.get("total"):
+            return found
+        rows = found.rows
+        back = list(range(len(rows.row_ids)))[::-1]
+        ids = tuple(rows.row_ids[k] for k in back)
+        rows = replace(
+            rows,
+            row_ids=ids,
+            weights=rows.weights[back],
+            sums=rows.sums[back],
+            supervised=rows.supervised[back],
+        )
+        return replace(found, dots=found.dots[back], rows=rows)
+
+    monkeypatch.setattr(module, "row_dots", turned)
+    other = measure(model, MIXTURE, DOMAINS, REFERENCES, settings(response="unrolled"), **asked)
+    assert len(calls) > 6
+    np.testing.assert_allclose(other.alpha, plain.alpha, rtol=1e-9)
+    np.testing.assert_allclose(other.se_population, plain.se_population, rtol=1e-9)

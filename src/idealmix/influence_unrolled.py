@@ -148,8 +148,11 @@ def unrolled_products(
                 each = row_dots(collector, training[number].batches, asked, total=True)
                 if each.gradient is None:
                     raise RuntimeError("row_dots gives the gradient that total=True asks for")
-                before = products[number]
-                products[number] = each.dots.numpy() if before is None else before + each.dots.numpy()
+                before, known = products[number], dots[number]
+                products[number] = each.dots.numpy()
+                if before is not None and known is not None:  # a batch that was cut changes the order of rows
+                    place = {row: k for k, row in enumerate(known.rows.row_ids)}
+                    products[number] = before[[place[row] for row in each.rows.row_ids]] + each.dots.numpy()
                 for name, part in by_layer.items():
                     part[:, number] += each.by_layer[name].numpy() / each.gradient.supervised
                 for name, gradient in each.gradient.mean().items():
