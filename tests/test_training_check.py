@@ -58,6 +58,9 @@ def test_learned_positions_are_a_limit_for_adapters_too(tmp_path):
     adapters.mkdir()
     (adapters / "adapter_config.json").write_text(f'{{"base_model_name_or_path": "{tmp_path}/gpt2"}}')
     for model in (tmp_path / "gpt2", adapters):
-        check_training(Training(max_length=16), str(model))
+        outside = {"backend": "command", "command": COMMAND}
+        check_training(Training(max_length=16, **outside), str(model))
         with pytest.raises(InputError, match="17 tokens a row, and the model has 16 positions"):
-            check_training(Training(max_length=17), str(model))
+            check_training(Training(max_length=17, **outside), str(model))
+    with pytest.raises(InputError, match="merge them into their base first"):
+        check_training(Training(max_length=16), str(adapters))

@@ -116,7 +116,9 @@ class Lora(Settings):
     """Low-rank adapters (peft's names)."""
 
     r: int = Field(16, gt=0, description="rank")
-    lora_alpha: float = Field(32.0, gt=0, description="scale; the update is lora_alpha / r times the product")
+    lora_alpha: float = Field(
+        32.0, gt=0, allow_inf_nan=False, description="scale; the update is lora_alpha / r times the product"
+    )
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapters' input")
     target_modules: str | list[str] = Field("all-linear", description="which layers get adapters")
 
@@ -147,8 +149,8 @@ class Training(BaseModel):
     packing: bool = Field(False, description="flatten each micro-batch into one padding-free sequence")
     lr_scheduler_type: str = Field("linear", description="transformers' schedule name")
     warmup_steps: int = Field(0, ge=0, description="optimiser steps of warm-up")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
-    max_grad_norm: float = Field(1.0, ge=0, description="gradient clipping; 0: none")
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="AdamW's weight decay")
+    max_grad_norm: float = Field(1.0, ge=0, allow_inf_nan=False, description="gradient clipping; 0: none")
     optim: str = Field("adamw_torch", description="transformers' optimiser name")
     save_steps: int | None = Field(None, gt=0, description="checkpoint inside the phase every so many steps")
     report_to: str | list[str] = Field("none", description="experiment trackers, passed through")

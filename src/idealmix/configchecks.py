@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import math
 import re
 import types
 import typing
@@ -218,6 +219,8 @@ def _cross_checks(config: Config) -> Iterator[Problem]:
             if other != name:
                 yield (block, name), f"differs from {other!r} only by case; the file names would collide"
     yield from _paths(config)
+    yield from _endless(config.methods, ("methods",))
+    yield from _endless(config.training.extra_arguments, ("training",))
     if config.seed > _LARGEST_SEED:
         yield ("seed",), f"the largest seed is {_LARGEST_SEED:,}"
     if config.allocation.replicates > _MOST_REPLICATES:
@@ -279,14 +282,37 @@ def _cross_checks(config: Config) -> Iterator[Problem]:
             ("search",),
             "a search at another size needs a held budget to carry its mixture over; set allocation.budget.hold to true",
         )
-    if config.search and config.search.lora and config.training.backend == "command":
-        yield ("search", "lora"), "an outside command trains what it trains: adapters need backend: trl"
+    elif config.search and config.method == "ideal-paper":
+        yield (
+            ("search",),
+            "a search at another size needs a held budget, and method ideal-paper frees the volume; leave search out",
+        )
+    if config.search and config.training.backend == "command":
+        if config.search.lora:
+            yield ("search", "lora"), "an outside command trains what it trains: adapters need backend: trl"
+        if config.search.learning_rate is not None:
+            yield (
+                ("search", "learning_rate"),
+                "an outside command trains at its own rate: another one for the search needs backend: trl",
+            )
     if config.method == "ideal-paper":
         defaults = Config.model_validate({**_least(config), "method": "ideal"})
         for location, wanted in PAPER.items():
             found, default = _get(config, location), _get(defaults, location)
             if found not in (default, wanted):
                 yield location, f"method ideal-paper fixes this to {wanted!r}; found {found!r}"
+
+
+def _endless(value: Any, location: Location) -> Iterator[Problem]:
+    """Infinities and NaN where the schema takes any value: the run folder's JSON has neither."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield location, f"a finite number is needed; found {value!r}"
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _endless(inner, (*location, key))
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from _endless(inner, (*location, number))
 
 
 def _paths(config: Config) -> Iterator[Problem]:

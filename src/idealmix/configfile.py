@@ -119,19 +119,23 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 
 def resolve(config: Config, folder: Path) -> Config:
-    """Make local paths absolute (relative to `folder`) and apply what the method fixes."""
+    """Make local paths absolute (relative to `folder`) and apply what the method fixes.
+
+    Raises:
+        InputError: a name that is nothing beside the configuration, and a path where the command was started.
+    """
     data = config.model_dump(mode="json")
     for block in ("domains", "references", "tests"):
-        for source in data[block].values():
-            source["path"] = _absolute(source["path"], folder)
-    data["model"] = _absolute(data["model"], folder)
+        for name, source in data[block].items():
+            source["path"] = _absolute(source["path"], folder, f"{block}.{name}.path")
+    data["model"] = _absolute(data["model"], folder, "model")
     for score in data["scores"].values():
         if score["lm_eval"] and Path(score["lm_eval"]).suffix.lower() in (".yaml", ".yml"):
             score["lm_eval"] = str((folder / Path(score["lm_eval"]).expanduser()).resolve())
         if score["code_tests"]:
             score["code_tests"] = str((folder / Path(score["code_tests"]).expanduser()).resolve())
     if data["search"] and data["search"]["model"]:
-        data["search"]["model"] = _absolute(data["search"]["model"], folder)
+        data["search"]["model"] = _absolute(data["search"]["model"], folder, "search.model")
     data["output"] = str(_resolved(data["output"], folder))
     if config.method == "ideal-paper":
         for location, value in PAPER.items():
@@ -144,11 +148,21 @@ def resolve(config: Config, folder: Path) -> Config:
     return Config.model_validate(data)
 
 
-def _absolute(path: str, folder: Path) -> str:
+def _absolute(path: str, folder: Path, key: str) -> str:
     """Absolute if it is, or can only be, a local path; a hub name stays as it is."""
     local = _resolved(path, folder)
     looks_local = path.startswith((".", "/", "~")) or Path(path).suffix.lower() in _LOCAL_SUFFIXES
-    return str(local) if looks_local or local.exists() else path
+    if looks_local or local.exists():
+        return str(local)
+    if os.path.exists(path):  # a hub's loader would read it, against what paths are relative to
+        raise InputError(
+            f"{path!r} is not beside the configuration ({local}), but where the command was started "
+            f"({os.path.abspath(path)}), where it is not looked for",
+            where=key,
+            mend=f"write ./{path} and move it beside the configuration, or give its whole path; for the hub's of "
+            "that name start the command in another folder",
+        )
+    return path
 
 
 def _resolved(path: str, folder: Path) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 from idealmix import config
 from idealmix.data.conversation import Conversation
 from idealmix.data.files import READERS, Rows, first_line, read_file, unreadable, without_nulls
-from idealmix.data.shapes import shaped
+from idealmix.data.shapes import refuse_halves, shaped
 from idealmix.errors import InputError
 
 # Names by which a folder's files are told apart; the split's own name is asked for first.
@@ -31,6 +31,7 @@ class Reading:
         files: the local files that are read; empty for a hub dataset.
         shapes: rows by their columns (see ``shapes``).
         unused: columns that no shape uses.
+        warnings: what of the source is not read, in sentences for the user.
 
     Raises (while iterating):
         InputError: nothing there, unreadable, not UTF-8, not JSON, a wrong row, an id twice, or no rows.
@@ -38,8 +39,9 @@ class Reading:
 
     def __init__(self, source: config.Source) -> None:
         self.source = source
+        self.warnings: list[str] = []
         try:
-            self._found = _find(source)
+            self._found = _find(source, self.warnings)
         except OSError as error:
             raise unreadable(error, source.path) from error
         except (ValueError, RuntimeError) as error:  # a zero byte; a home folder of nobody
@@ -91,6 +93,7 @@ def _given_id(value: Any, place: str) -> str:
         raise InputError(
             f"'id' is {value!r}, neither a string nor a whole number", where=place, mend="or leave the id out"
         )
+    refuse_halves(str(value), "'id'", place)
     return str(value)
 
 
@@ -102,17 +105,24 @@ def _unique(wanted: str, taken: Mapping[str, Any]) -> str:
     return name
 
 
-def _find(source: config.Source) -> list[Path] | Any:
-    """The files to read, or a ``datasets.Dataset``."""
+def _find(source: config.Source, warnings: list[str]) -> list[Path] | Any:
+    """The files to read, or a ``datasets.Dataset``; `warnings` receives what is left out."""
     path = Path(source.path).expanduser()
     if path.is_dir():
-        return _folder(path, source)
+        return _folder(path, source, warnings)
     if path.is_file():
         if path.suffix.lower() not in READERS:
             raise InputError(
                 f"files of type {path.suffix or 'without a suffix'!r} are not read",
                 where=str(path),
                 mend=f"accepted are {', '.join(READERS)}, folders, and Hugging Face dataset names",
+            )
+        given = {"name": source.name is not None, "split": source.split != "train"}
+        if idle := [key for key, is_given in given.items() if is_given]:
+            raise InputError(
+                f"a single file is read whole: {' and '.join(idle)} would change nothing",
+                where=str(path),
+                mend="leave that out, or give a folder or a hub dataset",
             )
         return [path]
     looks_local = path.suffix.lower() in READERS or source.path.startswith(("/", ".", "~"))
@@ -121,7 +131,7 @@ def _find(source: config.Source) -> list[Path] | Any:
     return _load_dataset(source.path, source)
 
 
-def _folder(folder: Path, source: config.Source) -> list[Path] | Any:
+def _folder(folder: Path, source: config.Source, warnings: list[str]) -> list[Path] | Any:
     """A folder that ``save_to_disk`` wrote, a downloaded dataset repository, or one that holds data files."""
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return _saved(folder, source)
@@ -151,6 +161,12 @@ def _folder(folder: Path, source: config.Source) -> list[Path] | Any:
             where=str(folder),
             mend="name one file, or set split to one of "
             + ", ".join(sorted({split for split in splits.values() if split})),
+        )
+    if left := [str(path.relative_to(folder)) for path in files if splits[path] is None]:
+        more = f" and {len(left) - 10:,} more" if len(left) > 10 else ""
+        warnings.append(
+            f"of this folder only the files that are named after the split {source.split!r} are read; no split is "
+            f"in the name of {', '.join(left[:10])}{more}"
         )
     return chosen
 

@@ -9,7 +9,8 @@ Flows in: a mixture and the pools it was drawn from. Flows out: a folder of ``<d
                           of times a row stands in it, "pool_digest": ..., "source": {"path", "files": {path: sha256}}}}}
 
 Tokens are counted after cutting at ``max_length``; the files hold the rows uncut. A row that is repeated keeps its
-id the first time, and has ``#2``, ``#3`` ... behind it after that, so that ids stay unique.
+id the first time, and has ``#2``, ``#3`` ... behind it after that; a number whose id the pool has already is passed
+over, so that ids stay unique.
 """
 
 from __future__ import annotations
@@ -74,7 +75,9 @@ def _write_rows(path: Path, row_ids: list[str], pool: Pool) -> str:
             row = pool.conversation(pool.index[row_id]).record()
             seen[row_id] += 1
             if seen[row_id] > 1:
-                row["id"] = f"{row_id}#{seen[row_id]}"
+                while (repeat := f"{row_id}#{seen[row_id]}") in pool.index:
+                    seen[row_id] += 1
+                row["id"] = repeat
             line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
             digest.update(line)
             stream.write(line)

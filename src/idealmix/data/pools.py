@@ -187,7 +187,7 @@ def load_pool(name: str, source: config.Source, encoder: Encoder, *, seed: int) 
             (reading.unused, f"columns not used: {', '.join(report.unused_columns)}"),
         )
         if counted
-    ] + encoder.warnings[known:]
+    ] + [*reading.warnings, *encoder.warnings[known:]]
     return pool
 
 

@@ -68,6 +68,8 @@ def shaped(row: Row, place: str) -> Shaped:
         )
     needed, optional, read = _SHAPES[name]
     unused = frozenset(map(str, row)) - {*needed, *optional, "id"}
+    for column in unused:  # the report names them
+        refuse_halves(column, f"the column {column!r}", place)
     if name == "text":
         return Shaped([], None, _text(row, "text", place), name, unused)
     messages = read(row, place)
@@ -92,15 +94,20 @@ def _text(row: Row, column: str, place: str, *, may_be_empty: bool = False) -> s
         )
     if not value.strip() and not may_be_empty:
         raise InputError(f"{column!r} is empty", where=place, mend="fill it in, or take the row out")
+    refuse_halves(value, repr(column), place)
+    return value
+
+
+def refuse_halves(text: str, what: str, place: str) -> None:
+    """Refuse what an escape can make and no file can hold: half of a surrogate pair."""
     try:
-        value.encode()
+        text.encode()
     except UnicodeEncodeError:
         raise InputError(
-            f"{column!r} holds half of a surrogate pair, which is not Unicode text",
+            f"{what} holds half of a surrogate pair, which is not Unicode text",
             where=place,
             mend="write the data again as UTF-8",
         ) from None
-    return value
 
 
 def _pair(prompt: str, response: str) -> Callable[[Row, str], Messages]:
@@ -185,7 +192,7 @@ def _message(message: Any, place: str) -> dict[str, Any]:
         )
     out = {key: value for key, value in message.items() if value is not None}
     for key in out.keys() - {"role", "content"}:  # templates may read any key, so none is left out in silence
-        _storable(out[key], key, place)
+        _storable({key: out[key]}, key, place)
     if isinstance(out.get("content"), list):
         out["content"] = "".join(_part(part, place) for part in out["content"])
     if calls := out.pop("tool_calls", None):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
-import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,19 +82,17 @@ def export(run: str | Path, target: str, output: str | Path | None = None) -> Ex
             "this folder is not empty", where=str(folder), mend="give another --output, or empty it first"
         )
     module = importlib.import_module(TARGETS[target])
-    part = folder.with_name(folder.name + ".part")
     try:
-        shutil.rmtree(part, ignore_errors=True)  # of an export that was interrupted
-        part.mkdir(parents=True)
-        try:
+        folder = Path(os.path.realpath(folder))  # "." has no name, nor anything beside it
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+            part = Path(scratch, folder.name)  # inside, for a temporary folder is its owner's alone
+            part.mkdir()
             written, command = module.write(mixture, part)
             written.append(write_provenance(mixture, target, part, written))
             if folder.exists():
                 folder.rmdir()
             os.replace(part, folder)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
     except OSError as error:
         raise IdealmixError(f"cannot be written: {error.strerror}", where=str(folder)) from error
     files = [folder / file.relative_to(part) for file in written]

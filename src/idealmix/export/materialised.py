@@ -178,7 +178,9 @@ def _settings(run: Path) -> tuple[str | None, Training | None]:
         return str(config["model"]), training if training.backend == "trl" else None
     except FileNotFoundError:
         return None, None
-    except (OSError, yaml.YAMLError, ValidationError, KeyError, TypeError, ValueError) as error:
+    except (
+        OSError, yaml.YAMLError, RecursionError, ValidationError, KeyError, TypeError, ValueError,
+    ) as error:  # fmt: skip
         raise InputError(
             f"not a run's configuration: {error}",
             where=str(run / "config.yaml"),

@@ -11,18 +11,19 @@ import os
 from idealmix import config
 from idealmix.errors import InputError
 from idealmix.training.arguments import check_extras
-from idealmix.training.model import computing_dtype, positions
+from idealmix.training.model import computing_dtype, positions, refuse_adapters
 
 
 def check_training(settings: config.Training, model: str) -> None:
     """Check the block as a whole.
 
     Raises:
-        InputError: an unknown or refused key, schedule or optimiser; a command in several processes; rows longer than the model has positions.
+        InputError: an unknown or refused key, schedule or optimiser; adapters as the base; a command in several processes; rows longer than the model has positions.
     """
     if settings.backend == "command":
         _check_command(settings)
     else:
+        refuse_adapters(model)
         check_extras(settings, dtype=computing_dtype(model, settings.dtype))
         _check_names(settings)
     most = positions(model)

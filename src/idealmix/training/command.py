@@ -116,7 +116,10 @@ def take_record(made: Path, output: Path) -> dict[str, Any]:
         ) from error
     for name in (MOMENTS, "segments"):
         if (left / name).exists():
-            shutil.move(left / name, output / name)
+            kept = output / name
+            if kept.is_dir():  # of an interrupted attempt; `move` would put this one inside of it
+                shutil.rmtree(kept)
+            shutil.move(left / name, kept)
     return told
 
 

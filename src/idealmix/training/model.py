@@ -148,8 +148,37 @@ def _with_adapters(path: str, dtype: str) -> Any:
         raise _unloadable(path, error) from error
 
 
+def refuse_adapters(path: str | Path) -> None:
+    """Refuse a folder of adapters as the model to train: nothing of it would take a gradient.
+
+    Raises:
+        InputError: it is one.
+    """
+    if (Path(path) / "adapter_config.json").is_file():
+        raise InputError(
+            "the base model is itself a folder of adapters",
+            where=str(path),
+            mend="merge them into their base first",
+        )
+
+
 def _base_of(folder: Path) -> str:
-    """The base model that a folder of adapters names."""
+    """The base model that a folder of adapters names; one that leads back to the same folder is refused."""
+    base = _named_base(folder)
+    at, seen = base, {folder.resolve()}
+    while (Path(at) / "adapter_config.json").is_file():
+        if Path(at).resolve() in seen:
+            raise InputError(
+                "these adapters are their own base",
+                where=str(folder / "adapter_config.json"),
+                mend="let base_model_name_or_path name the model that they were trained on",
+            )
+        seen.add(Path(at).resolve())
+        at = _named_base(Path(at))
+    return base
+
+
+def _named_base(folder: Path) -> str:
     place = folder / "adapter_config.json"
     try:
         return str(json.loads(place.read_text(encoding="utf-8"))["base_model_name_or_path"])

@@ -6,7 +6,9 @@ Flows in: a run folder (docs/files.md). Flows out: a result for the page, with t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ def read_config(run: Path) -> Config:
     path = run / "config.yaml"
     try:
         return Config.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError):
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValidationError):
         raise InputError(
             "this is not the configuration of a run that this version can read", where=str(path)
         ) from None
@@ -39,7 +41,7 @@ def read_config(run: Path) -> Config:
 
 def finished(run: Path) -> dict[str, float]:
     """Seconds of every finished phase, by name, in the order in which they ended."""
-    markers = sorted((run / ".phases").rglob("*.done"), key=lambda marker: marker.stat().st_mtime_ns)
+    markers = [marker for _, marker in dated(files_below(run / ".phases", ".done"))]
     names = [marker.relative_to(run / ".phases").as_posix().removesuffix(".done") for marker in markers]
     return {name: float(read_json(marker)["seconds"]) for name, marker in zip(names, markers)}
 
@@ -47,8 +49,24 @@ def finished(run: Path) -> dict[str, float]:
 def current(run: Path) -> list[str]:
     """Phases that are begun and not finished."""
     return sorted(
-        claim.relative_to(run).as_posix().removesuffix(".part.key") for claim in run.rglob("*.part.key")
+        claim.relative_to(run).as_posix().removesuffix(".part.key") for claim in files_below(run, ".part.key")
     )
+
+
+def files_below(folder: Path, suffix: str) -> Iterator[Path]:
+    """Files by the end of their names, none in the parts that are being written; what vanishes on the way is passed over."""
+    for where, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.endswith(".part")]
+        yield from (Path(where, name) for name in files if name.endswith(suffix))
+
+
+def dated(paths: Iterable[Path]) -> list[tuple[int, Path]]:
+    """Those of the paths that are there, each after the time of its last change (ns), the oldest first."""
+    found = []
+    for path in paths:
+        with contextlib.suppress(OSError):
+            found.append((path.stat().st_mtime_ns, path))
+    return sorted(found)
 
 
 def partial(run: Path) -> dict[str, Any] | None:

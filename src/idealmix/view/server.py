@@ -41,9 +41,8 @@ def check_run(run: Path) -> None:
 
 def state(run: Path) -> str:
     """A word that changes whenever a phase of the run begins or ends, or its result is written."""
-    seen = [(name, (run / name).stat().st_mtime_ns) for name in _RESULTS if (run / name).is_file()]
-    markers = sorted((run / ".phases").rglob("*.done"))
-    seen += [(str(marker), marker.stat().st_mtime_ns) for marker in markers]
+    markers = progress.files_below(run / ".phases", ".done")
+    seen = progress.dated([*(run / name for name in _RESULTS), *markers])
     return hashlib.sha256(repr((seen, progress.current(run))).encode()).hexdigest()[:16]
 
 
@@ -51,10 +50,16 @@ def page(run: Path, now: str) -> str:
     """The run's page at the state `now`: its report, its comparison, or how far it has come.
 
     Raises:
-        InputError: a file of the run is damaged, or of another version.
+        InputError: a file of the run is damaged, of another version, or gone while it was read.
     """
     try:
         return _page(run, now)
+    except OSError as error:
+        raise InputError(
+            f"a file of this run cannot be read now: {error.strerror or error}",
+            where=str(error.filename or run),
+            mend="look again: the run may be writing it",
+        ) from error
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, UndefinedError) as error:
         raise InputError(
             f"a file of this run is damaged or of another version: {type(error).__name__} {error}",
@@ -152,13 +157,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path == "/":
             now = state(self.folder)
             try:
-                self._answer(200, page(self.folder, now), "text/html")
-            except (
-                IdealmixError
-            ) as error:  # a file is being replaced, or is damaged: the next state may be better
-                self._answer(
-                    200, _waiting(self.folder, now, "This cannot be shown.", error.message()), "text/html"
-                )
+                html = page(self.folder, now)
+            except IdealmixError as error:  # a file is replaced, or damaged: the next state may be better
+                html = _waiting(self.folder, now, "This cannot be shown.", error.message())
+            self._answer(200, html, "text/html")
         else:
             self._answer(404, "There is only the page at /.")
 
