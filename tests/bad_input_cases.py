@@ -177,7 +177,7 @@ config("epochs as a word", "training.epochs", "training.epochs=many")
 config("no epochs", "training.epochs", "training.epochs=0")
 config("epochs not a number", "training.epochs", "training.epochs=.nan")
 config("endless epochs", "training.epochs", "training.epochs=.inf")
-config("epochs beyond memory", "more rows than a training can plan", "training.epochs=1e12", True)
+config("epochs beyond memory", "more rows than a training can plan", "training.epochs=1e12")
 config("a negative learning rate", "training.learning_rate", "training.learning_rate=-1")
 config("a batch of nothing", "training.per_device_train_batch_size", "training.per_device_train_batch_size=0")
 config("rows of one token", "training.max_length", "training.max_length=1")
@@ -204,9 +204,10 @@ config(
     with_set('training={backend: command, command: "t \'x {train_file} {output_dir}"}'),
 )
 config("a command that is not there", "the program cannot be started", with_set("training={backend: command, command: 'no-such-program {train_file} {output_dir}'}"), True)  # fmt: skip
+config("adapters on no layer", "cannot be put on the model", "training.lora={target_modules: [nothing]}")
 config("adapters of rank 0", "training.lora.r", "training.lora={r: 0}")
 config("an unknown curvature", "influence.curvature", "influence.curvature=hessian")
-config("layers that do not exist", "nonsense", "influence.layers=nonsense", True)
+config("layers that do not exist", "nonsense", "influence.layers=nonsense")
 config("no damping", "influence.damping", "influence.damping=0")
 config("more than all rows sampled", "influence.sample_fraction", "influence.sample_fraction=1.5")
 config(
@@ -223,11 +224,12 @@ config(
     "no domain is called 'cuont'; did you mean 'count'?",
     "allocation.floor={cuont: 0.1}",
 )
-config("floors above the whole", "floor", with_set("allocation.floor={count: 0.7, swap: 0.7}"), True)
+config("floors above the whole", "floor", with_set("allocation.floor={count: 0.7, swap: 0.7}"))
 config("a start without a domain", "row counts are missing for swap", "allocation.start={count: 5}")
 config("a start of nothing", "nothing to train on", "allocation.start={count: 0, swap: 0}")
 config("negative rows", "row counts cannot be negative", "allocation.start={count: -1, swap: 5}")
-config("a budget beyond all rows", "short", "allocation.budget.size=100000000", True)
+config("a budget beyond all rows", "short", "allocation.budget.size=100000000")
+config("a budget below one row", "too little for one row", "allocation.budget.size=1")
 config("a budget of nothing", "allocation.budget.size", "allocation.budget.size=0")
 config("an unknown unit", "allocation.budget.unit", "allocation.budget.unit=words")
 config("a limit on nobody", "no reference set is called", "constraints={conut: {max_increase: 0.1}}")
@@ -261,8 +263,9 @@ config(
 )
 config("a regex that is none", "not a regular expression", "scores={s: {test: count, exact_match: '('}}")
 config("a function that is not there", "scores.s", "scores={s: {test: count, callable: 'no_such_module:f'}}")
+config("a wrong option of a method", "its options are k", "methods={random: {kk: 1}}")
 config("an unknown method", "method", "method=magic")
-config("a method that is not there", "method", "method='no_such_module:Magic'", True)
+config("a method that is not there", "method", "method='no_such_module:Magic'")
 config(
     "the paper's method with another m",
     "fixes this to 0.15",
@@ -675,11 +678,11 @@ model(
 model("a chat template that never ends", "chat template refuses", templated("{% for i in range(999999999) %}x{% endfor %}"), False)  # fmt: skip
 model("a chat template that reaches for the system", "chat template refuses", templated("{{ ''.__class__.__mro__[1].__subclasses__() }}{{ messages[5].content }}"), False)  # fmt: skip
 model("a chat template that leaves the prompt out", "leaves out messages of role 'user'", templated("{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }} <end> {% endif %}{% endfor %}"), False)  # fmt: skip
-model("adapters without their weights", "adapter_model.safetensors", written("adapter_config.json", b'{"base_model_name_or_path": "x", "peft_type": "LORA"}'))  # fmt: skip
-model("adapters of no base", "not the configuration of adapters", written("adapter_config.json", b"{}"))
+model("adapters without their weights", "itself a folder of adapters", written("adapter_config.json", b'{"base_model_name_or_path": "x", "peft_type": "LORA"}'))  # fmt: skip
+model("adapters of no base", "itself a folder of adapters", written("adapter_config.json", b"{}"))
 model(
     "adapter_config.json is not JSON",
-    "not the configuration of adapters",
+    "itself a folder of adapters",
     written("adapter_config.json", b"{"),
 )
 model("more tokens than embeddings", "the model embeddings for 8", small_head, False)

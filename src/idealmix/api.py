@@ -62,21 +62,35 @@ class Result(Mapping[str, Any]):
 
     @property
     def counts(self) -> dict[str, int]:
-        """Rows of each domain in the chosen mixture."""
-        return dict(self["rounds"][self.best]["counts"])
+        """Rows of each domain in the chosen mixture; of a run with ``search``, at the full size."""
+        chosen = self["full"] if "full" in self else self["rounds"][self.best]
+        return dict(chosen["counts"])
 
     @property
     def mixture(self) -> Mixture:
         """The chosen mixture with its row ids. Its rows as files lie in ``folder / "mixture"``."""
-        return self.mixture_of(self.best)
+        return self._drawn(self.folder, self.counts) if "full" in self else self.mixture_of(self.best)
 
     def mixture_of(self, index: int) -> Mixture:
-        """The mixture that a round trained on.
+        """The mixture that a round trained on; of a run with ``search``, one of the search's rounds.
 
         Raises:
-            InputError: the folder does not hold it (a method other than IDEAL keeps it elsewhere).
+            InputError: the folder does not hold it.
         """
-        return Mixture.read(self.folder / f"round-{index}" / "mixture.json")
+        folder = self.folder / self["search"]["folder"] if "search" in self else self.folder
+        place = folder / f"round-{index}" / "mixture.json"
+        return (
+            Mixture.read(place) if place.is_file() else self._drawn(folder, self["rounds"][index]["counts"])
+        )
+
+    def _drawn(self, folder: Path, counts: Mapping[str, int]) -> Mixture:
+        """The mixture of these rows among a folder's ``trainings``, which are named by their content."""
+        for place in sorted((folder / "trainings").glob("*/mixture.json")):
+            found = Mixture.read(place)
+            if found.counts == counts and found.seed == self["facts"]["seed"]:
+                return found
+        place = folder / "trainings" / "*" / "mixture.json"
+        raise InputError("the folder does not hold this mixture", where=str(place), mend="run it again")
 
     @property
     def influence(self) -> dict[int, InfluenceMatrix]:
@@ -101,12 +115,15 @@ class Result(Mapping[str, Any]):
 
         share = words.shares(words.amounts(self, self["rounds"][self.best])[0])
         against = comparison.against_joint(self)
+        full = self["full"]["counts"] if "full" in self else {}
         texts = (words.advice(share, keep=self.best == 0), f"{against.title}. {against.sentence}")
         rows = "".join(
-            f"<tr><th scope='row'>{escape(name)}</th><td>{self['rounds'][0]['counts'][name]:,}</td><td>{count:,}</td></tr>"
-            for name, count in self.counts.items()
+            f"<tr><th scope='row'>{escape(name)}</th><td>{self['rounds'][0]['counts'][name]:,}</td><td>{count:,}</td>"
+            + (f"<td>{full[name]:,}</td></tr>" if full else "</tr>")
+            for name, count in self["rounds"][self.best]["counts"].items()
         )
-        head = "<tr><th>domain</th><th>rows in joint</th><th>rows</th></tr>"
+        last = "<th>rows at the full size</th>" if full else ""
+        head = f"<tr><th>domain</th><th>rows in joint</th><th>rows</th>{last}</tr>"
         said = "".join(f"<p>{escape(text)}</p>" for text in texts)
         return f"{said}<table><thead>{head}</thead><tbody>{rows}</tbody></table>"
 
@@ -206,8 +223,11 @@ def measure_checkpoint(
     from idealmix.training.model import computing_dtype, load_model
     from idealmix.training.record import TrainingRecord
 
-    training, beside = Path(model).parent, Path(model).parent.parent / "mixture.json"
-    recorded = (training / "record.json").is_file() and beside.is_file()  # as they lie in a run folder
+    # as they lie in a run folder: beside the training, or one folder higher where trainings are named by their content
+    training = Path(model).absolute().parent
+    beside = next((place for up in training.parents[:2] if (place := up / "mixture.json").is_file()), None)
+    recorded = beside is not None and (training / "record.json").is_file()
+    record = TrainingRecord.read(training / "record.json") if recorded else None
     if config.influence.response != "converged" and not recorded:
         raise InputError(
             f"the {config.influence.response} response needs the training's record, which this checkpoint has not",
@@ -225,14 +245,16 @@ def measure_checkpoint(
     else:
         drawn = Mixture.read(mixture, inputs.domains)
     watch.begin("measuring influence")
+    # trained weights are kept in float32 whatever they are computed in
+    dtype = (record.dtype if record else None) or computing_dtype(config.model, config.training.dtype)
     with memory_errors("influence"):
         matrix = measure(
-            load_model(model, computing_dtype(model, config.training.dtype)).to(device()),
+            load_model(model, dtype).to(device()),
             drawn,
             inputs.domains,
             inputs.gradient_halves,
             config.influence,
-            record=TrainingRecord.read(training / "record.json") if recorded else None,
+            record=record,
             folder=training if recorded else None,
             seed=config.seed,
             processes=Processes.all(),

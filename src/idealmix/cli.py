@@ -87,11 +87,10 @@ def run(
 
     settings = configfile.load(config, overrides or [])
     if dry_run:
-        from idealmix.rounds.inputs import load_inputs
+        from idealmix.rounds.checks import check_all
 
-        with watching(as_json) as (terminal, _), located(config):
-            terminal.begin("reading the data")
-            facts = load_inputs(settings, terminal).facts()
+        with watching(as_json) as (terminal, team), located(config):
+            facts = check_all(settings, terminal, team).facts()
         if as_json:
             _print_json({"config": settings.model_dump(mode="json"), "data": facts})
         else:
@@ -177,7 +176,14 @@ def influence(
 
     settings = configfile.load(config, overrides or [])
     path = output or Path(settings.output) / "influence.json"
-    try:  # before the measurement, not after it
+    # before the measurement, not after it
+    if path.is_dir():
+        raise InputError(
+            "this is a folder, and one file is written",
+            where=str(path),
+            mend="add a name, such as influence.json",
+        )
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"this folder cannot be made: {error.strerror}", where=str(path.parent)) from None

@@ -27,6 +27,7 @@ from idealmix import views
 from idealmix.certainty import holm, p_value
 from idealmix.errors import InputError
 from idealmix.moments import Array, Estimate, Moments
+from idealmix.rounds.folder import disk_errors, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -330,8 +331,13 @@ class InfluenceMatrix:
         return replace(found, facts={key: value for key, value in data.items() if key not in own})
 
     def write(self, path: Path) -> None:
-        """Write ``influence.json``."""
-        path.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        """Write ``influence.json``, whole or not at all.
+
+        Raises:
+            IdealmixError: the disk is full, or it cannot be written there.
+        """
+        with disk_errors(path):
+            write_json(path, self.to_json())
 
     @classmethod
     def read(cls, path: Path) -> InfluenceMatrix:

@@ -29,7 +29,7 @@ def start_counts(
         per_row: mean volume of a row of each pool in the budget's unit (1 for ``rows``).
 
     Raises:
-        InputError: bounds that cannot hold together, a budget beyond the pools, given counts beyond either.
+        InputError: bounds that cannot hold together, a budget beyond the pools or below a row, given counts beyond either.
     """
     names = sorted(sizes)  # the order of the configuration changes nothing
     size, weight = per_domain(sizes, names), weights(per_row, names)
@@ -66,4 +66,10 @@ def start_counts(
     shares = size * weight if settings.start == "natural" else np.ones(len(names))
     volumes = fill(shares, lower * weight, upper * weight, total)
     found = dict(zip(names, whole_rows(volumes / weight, weight, total, lower, upper)))
+    if not any(found.values()):
+        raise InputError(
+            f"the budget is {total:,.0f} {unit}, too little for one row; a row has {size @ weight / size.sum():,.1f} on average",
+            where="allocation.budget.size",
+            mend="raise it, or leave it out: then all rows of all pools are the budget",
+        )
     return {name: int(found[name]) for name in sizes}

@@ -25,6 +25,7 @@ from idealmix import config
 from idealmix.curvature import Layer, select_layers
 from idealmix.curvature.collect import measures_head
 from idealmix.curvature.task import selects_positions
+from idealmix.errors import InputError
 from idealmix.training.quiet import quiet
 
 if TYPE_CHECKING:
@@ -105,6 +106,9 @@ class Blueprint:
     Args:
         shape: its config.
         lora: adapters on it.
+
+    Raises:
+        InputError: the adapters fit no layer, or peft is not installed.
     """
 
     def __init__(self, shape: PreTrainedConfig, lora: config.Lora | None = None) -> None:
@@ -115,11 +119,7 @@ class Blueprint:
         with quiet(), torch.device("meta"):
             self.model: Any = AutoModelForCausalLM.from_config(self._config, dtype=torch.float32)
             if lora is not None:
-                from peft import LoraConfig, get_peft_model
-
-                self.model = get_peft_model(
-                    self.model, LoraConfig(task_type="CAUSAL_LM", **lora.model_dump())
-                )
+                self.model = _with_adapters(self.model, lora)
         _hollow(self.model)
         self._traces: dict[tuple[Any, ...], _Trace] = {}
 
@@ -150,6 +150,15 @@ class Blueprint:
             attention=heads * size * int(text.num_hidden_layers),
         )
 
+    def selected(self, spec: str | Sequence[str]) -> list[Layer]:
+        """The layers that a spec names.
+
+        Raises:
+            InputError: a pattern matches nothing.
+        """
+        with _quiet():
+            return select_layers(self.model, spec)
+
     def layers(self, spec: str | Sequence[str]) -> list[Linear]:
         """The measured layers, in the model's order.
 
@@ -157,15 +166,14 @@ class Blueprint:
             InputError: a pattern matches nothing.
         """
         leaders = self._trace(1, 8, "float32", spec).leaders
-        with _quiet():
-            found = select_layers(self.model, spec)
-        return [Linear(each.name, each.d_in, each.d_out, leaders.get(each.name, each.name)) for each in found]
+        return [
+            Linear(each.name, each.d_in, each.d_out, leaders.get(each.name, each.name))
+            for each in self.selected(spec)
+        ]
 
     def selects(self, spec: str | Sequence[str]) -> bool:
         """A measurement makes logits only where some row has a label: the model can, and its head is not measured."""
-        with _quiet():
-            layers = select_layers(self.model, spec)
-        return selects_positions(self.model) and not measures_head(self.model, layers)
+        return selects_positions(self.model) and not measures_head(self.model, self.selected(spec))
 
     def training(self, length: int, dtype: str, checkpointing: bool = False) -> Kept:
         """Of a training's micro-batch: trained weights in float32; `dtype` bfloat16 is autocast."""
@@ -270,6 +278,21 @@ def _trace(model: Any, rows: int, length: int, autocast: bool, layers: list[Laye
         for handle in handles:
             handle.remove()
     return _Trace(float(sum(size for size, _ in kept.values())), made.bytes, leaders)
+
+
+def _with_adapters(model: Any, lora: config.Lora) -> Any:
+    try:
+        from peft import LoraConfig, get_peft_model
+
+        return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora.model_dump()))
+    except ImportError as error:
+        raise InputError(
+            "LoRA needs peft", where="training.lora", mend="pip install 'idealmix[lora]'"
+        ) from error
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"these adapters cannot be put on the model: {error}", where="training.lora"
+        ) from error
 
 
 def _hollow(model: nn.Module) -> None:

@@ -21,13 +21,14 @@ from idealmix.decision import Decision, LoopState, next_step, propose
 from idealmix.errors import InputError
 from idealmix.influence_matrix import InfluenceMatrix
 from idealmix.rounds import result, tables
+from idealmix.rounds.checks import check_before
 from idealmix.rounds.evidence import curves, limits, objective_slopes
 from idealmix.rounds.folder import RunFolder, write_json, write_text
 from idealmix.rounds.goal import Goal
 from idealmix.rounds.inputs import Inputs, load_inputs
 from idealmix.rounds.judgement import judge
 from idealmix.rounds.outlook import Outlook, outlook
-from idealmix.rounds.phases import Evaluated, Mixed, Phases, Trained
+from idealmix.rounds.phases import UNWATCHED, Evaluated, Mixed, Phases, Trained
 from idealmix.rounds.signatures import signatures
 from idealmix.rounds.team import Team
 from idealmix.rounds.volume import Drawn, mean_volumes
@@ -87,14 +88,18 @@ def run_rounds(config: Config, watch: Watch, team: Team | None = None) -> dict[s
 def opened(config: Config, watch: Watch, team: Team) -> Iterator[tuple[RunFolder, Inputs]]:
     """The run folder, claimed and held while inside, and the data.
 
+    The configuration is written down when it has passed every check, so that a mended one is not another.
+
     Raises:
-        InputError, IdealmixError: see `claim` and `load_inputs`.
+        InputError, IdealmixError: see `claim`, `load_inputs` and `check_before`.
     """
     folder = RunFolder(Path(config.output), watch.warn)
     with contextlib.ExitStack() as held:
-        team.lead(lambda: claim(folder, config, held))
+        team.lead(lambda: _enter(folder, config, held))
         watch.begin("reading the data")
         inputs = load_inputs(config, watch)
+        check_before(config, inputs)
+        team.lead(lambda: _keep(folder, config))
         watch.end(0.0, reused=False)
         yield folder, inputs
 
@@ -102,16 +107,22 @@ def opened(config: Config, watch: Watch, team: Team) -> Iterator[tuple[RunFolder
 def claim(folder: RunFolder, config: Config, held: contextlib.ExitStack) -> None:
     """Lock the folder; write the resolved configuration, or check that the folder holds the same one.
 
-    More rounds than before are taken: a run goes on from where its rounds ended.
+    A larger ``allocation.rounds``, what is under ``influence``, ``training.save_steps`` and ``report_to`` may have changed: the
+    run goes on with them.
 
     Raises:
         InputError: the folder was made with another configuration; the message names every changed key.
         IdealmixError: another process works on it.
     """
+    _enter(folder, config, held)
+    _keep(folder, config)
+
+
+def _enter(folder: RunFolder, config: Config, held: contextlib.ExitStack) -> None:
+    """`claim` without writing."""
     held.enter_context(folder.locked())
     path = folder.path / "config.yaml"
     if not path.exists():
-        write_text(path, configfile.dump(config))
         return
     try:
         old = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -125,9 +136,7 @@ def claim(folder: RunFolder, config: Config, held: contextlib.ExitStack) -> None
     new = config.model_dump(mode="json")
     # a folder may be moved: where it lies is not part of what was run
     changed = configfile.differences({**old, "output": ""}, {**new, "output": ""})
-    if _only_more_rounds(old, new):
-        write_text(path, configfile.dump(config))
-    elif changed:
+    if changed and configfile.differences({**_on_the_way(old, new), "output": ""}, {**new, "output": ""}):
         raise InputError(
             "this folder holds a run with another configuration:\n"
             + "\n".join(f"  {line}" for line in changed),
@@ -136,13 +145,24 @@ def claim(folder: RunFolder, config: Config, held: contextlib.ExitStack) -> None
         )
 
 
-def _only_more_rounds(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether two resolved configurations differ by a larger ``allocation.rounds`` alone."""
-    before = (old.get("allocation") or {}).get("rounds")
-    if not isinstance(before, int) or not 1 < before < new["allocation"]["rounds"]:
-        return False
-    allocation = {**old["allocation"], "rounds": new["allocation"]["rounds"]}
-    return not configfile.differences({**old, "allocation": allocation, "output": ""}, {**new, "output": ""})
+def _keep(folder: RunFolder, config: Config) -> None:
+    path, text = folder.path / "config.yaml", configfile.dump(config)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
+
+
+def _on_the_way(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The old configuration with the new one's values where a run may change on its way.
+
+    A run goes on from where its rounds ended, how it is measured is part of the phases' own keys, and how a training is
+    watched decides nothing.
+    """
+    taken: dict[str, Any] = {**old, "influence": new["influence"]}
+    taken["training"] = {**(old.get("training") or {}), **{key: new["training"][key] for key in UNWATCHED}}
+    allocation, rounds = old.get("allocation") or {}, new["allocation"]["rounds"]
+    if isinstance(before := allocation.get("rounds"), int) and 1 < before < rounds:
+        taken["allocation"] = {**allocation, "rounds": rounds}
+    return taken
 
 
 def tell(config: Config, inputs: Inputs, phases: Phases, watch: Watch) -> Story:

@@ -34,7 +34,7 @@ from idealmix.training.model import computing_dtype
 from idealmix.training.record import TrainingRecord
 
 # Settings that change where or how a training is watched, not what it computes.
-_UNWATCHED = {"report_to", "save_steps"}
+UNWATCHED = {"report_to", "save_steps"}
 
 
 @dataclass(frozen=True)
@@ -140,16 +140,18 @@ class Phases:
         self._models.release()
 
         def produce(part: Path) -> None:
-            train(
-                self.config.model,
-                mixed.mixture,
-                self.inputs.domains,
-                self.config.training,
-                seed=seed,
-                output=part / "train",
-                steps=steps,
-                progress=self._steps,
-            )
+            # it may have been stopped while it was evaluated; what lies in the part was made from the same inputs
+            if not self._team.lead((part / "train" / "record.json").is_file):
+                train(
+                    self.config.model,
+                    mixed.mixture,
+                    self.inputs.domains,
+                    self.config.training,
+                    seed=seed,
+                    output=part / "train",
+                    steps=steps,
+                    progress=self._steps,
+                )
             record = self._team.lead(lambda: TrainingRecord.read(part / "train" / "record.json"))
             found = self._models.evaluation(self._models.load(record.model_folder(part / "train"), record))
             self._team.lead(lambda: keep(part, record, found))
@@ -279,7 +281,7 @@ class Phases:
         return SEGMENTS if self.config.influence.response == "unrolled" else 0
 
     def _training_key(self, mixed: Mixed, seed: int, steps: int | None) -> dict[str, Any]:
-        settings = self.config.training.model_dump(mode="json", exclude=_UNWATCHED)
+        settings = self.config.training.model_dump(mode="json", exclude=UNWATCHED)
         # with a free volume the steps follow from the rows, and their size from the processes
         processes = self._team.size if not self.config.allocation.budget.hold else None
         return {
@@ -343,6 +345,6 @@ def memory_errors(step: str) -> Iterator[None]:
         raise IdealmixError(
             "the memory is too small for this phase",
             where=step,
-            mend="lower influence.batch_tokens (evaluation, scores and influence), select fewer influence.layers, or lower "
-            "training.per_device_train_batch_size; what is finished is kept",
+            mend="lower influence.batch_tokens (evaluation, scores and influence) or select fewer influence.layers, and run again: "
+            "what is finished is kept; a lower training.per_device_train_batch_size needs another `output`",
         ) from error

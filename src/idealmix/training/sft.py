@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import save_file
 from transformers import PrinterCallback
 from trl import SFTConfig
@@ -75,8 +77,7 @@ def train_by_trl(
     )
     arguments = trainer_arguments(settings, plan, seed=seed, dtype=dtype, folder=output / "checkpoints")
     checkpoints = Checkpoints(output / "checkpoints", _key(path, plan, pools, arguments, settings, segments))
-    if checkpoints.ours() and (output / "record.json").is_file():  # it was stopped after its end
-        checkpoints.remove()
+    if _has_ended(checkpoints, output, plan.processes):
         return TrainingRecord.read(output / "record.json")
     with StopBetweenSteps() as stop:
         with quiet(), writing(output):
@@ -132,6 +133,23 @@ def train_by_trl(
         checkpoints.remove()
     trainer.accelerator.wait_for_everyone()
     return record
+
+
+def _has_ended(checkpoints: Checkpoints, output: Path, processes: int) -> bool:
+    """Whether this very training was stopped after its end.
+
+    One process looks and tells the others: it then removes what this is seen by.
+    """
+    leads, found = True, [False]
+    if processes > 1:
+        leads = PartialState(cpu=not torch.accelerator.is_available()).is_main_process
+    if leads:
+        found = [checkpoints.ours() and (output / "record.json").is_file()]
+    if processes > 1:
+        broadcast_object_list(found)
+    if leads and found[0]:
+        checkpoints.remove()
+    return found[0]
 
 
 def _trainer(
@@ -220,8 +238,9 @@ def _out_of_memory() -> IdealmixError:
     return IdealmixError(
         "the accelerator's memory is too small for this training",
         where="training",
-        mend="lower per_device_train_batch_size and raise gradient_accumulation_steps by as much (the "
-        "result stays the same), set gradient_checkpointing: true, or train adapters (lora)",
+        mend="set gradient_checkpointing: true, or lower per_device_train_batch_size and raise "
+        "gradient_accumulation_steps by as much (with either, the same steps are trained, up to rounding), or train "
+        "adapters (lora); a run whose training is changed needs another `output`",
     )
 
 
