@@ -20,7 +20,7 @@ from idealmix.errors import Doubt, IdealmixError
 from idealmix.evaluation.generation import generate
 from idealmix.evaluation.loss import reference_loss
 from idealmix.influence_stage import measure
-from idealmix.rounds import phases
+from idealmix.rounds import models, phases
 
 DOMAINS = pools_of({"math": 9, "code": 6, "chat": 7})
 REFERENCES = pools_of({"sums": 5, "talk": 6}, seed=1)
@@ -182,8 +182,8 @@ def test_a_run_asks_all_its_processes(monkeypatch, tmp_path):
         return call
 
     monkeypatch.setattr(Processes, "all", lambda: everyone)
-    for name in ("measure", "reference_loss", "written"):
-        monkeypatch.setattr(phases, name, seen(name, getattr(phases, name)))
+    for name, room in {"measure": phases, "reference_loss": models, "written": models}.items():
+        monkeypatch.setattr(room, name, seen(name, getattr(room, name)))
     idealmix.run(
         project(
             tmp_path,

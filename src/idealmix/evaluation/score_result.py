@@ -31,6 +31,10 @@ class ScoreResult:
     n: int
     per_row: dict[str, float] | None
 
+    def figures(self) -> dict[str, Any]:
+        """What a table shows, in plain types."""
+        return {"mean": self.mean, "se": self.se, "n": self.n, "dof": max(self.n - 1, 1)}
+
     def to_json(self) -> dict[str, Any]:
         """Plain types."""
         return asdict(self)

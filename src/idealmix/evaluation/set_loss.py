@@ -83,6 +83,16 @@ class SetLoss:
         """Standard error of `mean`, clustered by row."""
         return math.sqrt(variance(self.influences, self.counts))
 
+    def figures(self) -> dict[str, Any]:
+        """What a table shows, in plain types."""
+        return {
+            "mean": self.mean,
+            "se": known(self.se),
+            "dof": freedom(self.counts),
+            "rows": len(self),
+            "supervised_tokens": self.tokens,
+        }
+
     def to_json(self) -> dict[str, Any]:
         """Plain types; `mean` and `se` are for readers, `from_json` computes them anew."""
         return {

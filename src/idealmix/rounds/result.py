@@ -18,7 +18,7 @@ import numpy as np
 
 from idealmix import __version__
 from idealmix.evaluation.score_result import ScoreResult
-from idealmix.evaluation.set_loss import SetLoss, freedom, paired_difference
+from idealmix.evaluation.set_loss import SetLoss, paired_difference
 from idealmix.rounds.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def assemble(story: Story, inputs: Inputs, folder: RunFolder) -> dict[str, Any]:
         "weights": {name: source.weight for name, source in config.references.items()},
         "rounds": [_round(story, one, inputs) for one in story.rounds],
         "base": {
-            "losses": _losses(story.base.deciding),
+            "losses": _figures(story.base.deciding),
             "objective": _objective(story, story.base.deciding),
             **_scored(story.scores.get("base")),
             "watched_scores": _figures(story.base.scores),
@@ -127,8 +127,8 @@ def _round(story: Story, one: Round, inputs: Inputs) -> dict[str, Any]:
         "steps": record.steps,
         "tokens_by_domain": mixture.tokens_by_domain,
         "supervised_tokens_by_domain": mixture.supervised_tokens_by_domain,
-        "losses": _losses(one.evaluated.deciding),
-        "gradient_half_losses": _losses(one.evaluated.gradient),
+        "losses": _figures(one.evaluated.deciding),
+        "gradient_half_losses": _figures(one.evaluated.gradient),
         "objective": _objective(story, one.evaluated.deciding),
         "scores": _figures(one.evaluated.scores),
         "difference": None
@@ -144,30 +144,12 @@ def _round(story: Story, one: Round, inputs: Inputs) -> dict[str, Any]:
     }
 
 
-def _losses(sets: dict[str, SetLoss]) -> dict[str, Any]:
-    return {name: _loss(loss) for name, loss in sets.items()}
-
-
-def _loss(loss: SetLoss) -> dict[str, Any]:
-    return {
-        "mean": loss.mean,
-        "se": finite(loss.se),
-        "dof": freedom(loss.counts),
-        "rows": len(loss.row_ids),
-        "supervised_tokens": int(np.sum(loss.counts)),
-    }
-
-
-def _figures(scores: Mapping[str, ScoreResult]) -> dict[str, Any]:
-    return {
-        name: {"mean": one.mean, "se": one.se, "n": one.n, "dof": max(one.n - 1, 1)}
-        for name, one in scores.items()
-    }
+def _figures(found: Mapping[str, SetLoss] | Mapping[str, ScoreResult]) -> dict[str, Any]:
+    return {name: one.figures() for name, one in found.items()}
 
 
 def _objective(story: Story, sets: dict[str, SetLoss]) -> dict[str, Any]:
-    value, se, dof = story.goal.value(sets)
-    return {"value": value, "se": finite(se), "dof": finite(dof)}
+    return story.goal.value(sets).to_json()
 
 
 def _scored(scored: dict[str, Any] | None) -> dict[str, Any]:
@@ -175,7 +157,7 @@ def _scored(scored: dict[str, Any] | None) -> dict[str, Any]:
     if scored is None:
         return {"tests": {}, "scores": {}}
     return {
-        "tests": {name: _loss(SetLoss.from_json(loss)) for name, loss in scored["tests"].items()},
+        "tests": {name: SetLoss.from_json(loss).figures() for name, loss in scored["tests"].items()},
         "scores": _figures({name: ScoreResult.from_json(one) for name, one in scored["scores"].items()}),
     }
 

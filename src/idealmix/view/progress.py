@@ -104,10 +104,10 @@ def _partial(run: Path, config: Config, done: Mapping[str, float], folders: list
             best = index
         rounds.append({
             **_trained(run / where, done, where), "index": index,
-            "losses": {name: _figures(loss) for name, loss in deciding.items()},
-            "gradient_half_losses": {name: _figures(loss) for name, loss in gradient.items()},
-            "objective": {"value": goal.value(deciding).value, "se": known(goal.value(deciding).se)},
-            "scores": {name: {"mean": s.mean, "se": s.se, "n": s.n} for name, s in scores[index].items()},
+            "losses": {name: loss.figures() for name, loss in deciding.items()},
+            "gradient_half_losses": {name: loss.figures() for name, loss in gradient.items()},
+            "objective": goal.value(deciding).to_json(),
+            "scores": {name: score.figures() for name, score in scores[index].items()},
             "difference": decision and {k: getattr(decision, k) for k in ("value", "se", "dof", "p")},
             "difference_from_start": _from_start(goal, deciding) if index else None,
             "decision": decision.outcome if decision else "start",
@@ -120,7 +120,7 @@ def _partial(run: Path, config: Config, done: Mapping[str, float], folders: list
         "format": 1, "name": run.resolve().name, "model": config.model, "method": config.method,
         "budget": config.allocation.budget.model_dump(), "objective": config.objective,
         "domains": list(config.domains), "references": list(config.references), "weights": weights, "rounds": rounds,
-        "base": {"losses": {name: _figures(loss) for name, loss in base.items()}},
+        "base": {"losses": {name: loss.figures() for name, loss in base.items()}},
         "replicates": {"count": len(goal.replicates), "objectives": goal.seed_values(), "seed_sd_objective": goal.seed_spread()[0]},
         "best": best, "ended": None, "outlook": None, "final": None, "warnings": [], "facts": {},
         "timing": {"total_s": round(sum(done.values()), 1), "phases": dict(done)},
@@ -171,12 +171,3 @@ def _from_start(goal: Goal, new: Losses) -> dict[str, float | None]:
     difference = goal.difference(new, goal.start)
     error, freedom = difference.error()
     return {"value": difference.value, "se": known(error), "dof": known(freedom)}
-
-
-def _figures(loss: SetLoss) -> dict[str, Any]:
-    return {
-        "mean": loss.mean,
-        "se": known(loss.se),
-        "rows": len(loss.row_ids),
-        "supervised_tokens": loss.tokens,
-    }
