@@ -4,6 +4,7 @@ Flows in: the folder of a finished `idealmix compare`. Flows out: for every meth
 to joint, each capability over joint's own gain over the base model, and their mean over capabilities.
 
     python -m benchmarks.paper runs/paper-cpu/compare --json
+    python -m benchmarks.paper runs/paper-cpu/compare --steps --json     # every step that IDEAL trained, kept or not
 
 0.07 means: its gain is 7 % above joint's. The error of one seed is clustered by test row (joint's gain taken as known); over seeds it is the
 spread of the seeds' means, and knows the seed's noise. `detectable` is 1.96 of the larger of the two.
@@ -19,7 +20,14 @@ from typing import Any
 
 import numpy as np
 
+from idealmix import configfile
+from idealmix.data.mixture import Mixture
+from idealmix.evaluation.loss import reference_loss
 from idealmix.evaluation.set_loss import SetLoss, paired_difference
+from idealmix.rounds.inputs import load_inputs
+from idealmix.rounds.watch import Silent
+from idealmix.training.model import load_model
+from idealmix.training.record import TrainingRecord
 
 Sets = Mapping[str, SetLoss]
 
@@ -77,13 +85,51 @@ def figures(folder: Path) -> dict[str, Any]:
     return {"seeds": content["seeds"], "budget": content["budget"], "methods": found}
 
 
+def steps(folder: Path) -> list[dict[str, Any]]:
+    """Every mixture that IDEAL's rounds trained beside joint: the same figure, its test losses measured now."""
+    config = configfile.load(folder / "config.yaml")
+    inputs = load_inputs(config, Silent())
+    content = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    base = tests_of(folder / "base" / "tests.json")
+    found = []
+    for run in content["methods"]["joint"]["runs"]:
+        (mixture,) = run["mixtures"]
+        joint = tests_of(folder / mixture["folder"] / "tests.json")
+        for path in sorted(folder.glob(f"searches/ideal-seed-{run['seed']}/round-*/allocation.json")):
+            moves = json.loads(path.read_text(encoding="utf-8"))["moves"]
+            counts = {name: move["after"] for name, move in moves.items()}
+            for trained in trainings(folder, counts, run["seed"]):
+                record = TrainingRecord.read(trained / "record.json")
+                model = load_model(record.model_folder(trained), "float32")
+                tests = {name: reference_loss(model, pool, 2048) for name, pool in inputs.tests.items()}
+                found.append({"seed": run["seed"], "counts": counts, **beyond_joint(tests, joint, base)})
+    return found
+
+
+def trainings(folder: Path, counts: Mapping[str, int], seed: int) -> list[Path]:
+    """The folders of the trainings on these rows."""
+    mixtures = folder.glob("trainings/*/mixture.json")
+    same = [path.parent for path in mixtures if drawn(path) == (dict(counts), seed)]
+    return [record.parent for place in same for record in place.glob("*/train/record.json")]
+
+
+def drawn(path: Path) -> tuple[dict[str, int], int]:
+    """A mixture's counts and seed."""
+    mixture = Mixture.read(path)
+    return dict(mixture.counts), mixture.seed
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--json", action="store_true", help="only the JSON line")
+    parser.add_argument("--steps", action="store_true", help="the steps that IDEAL trained instead")
     options = parser.parse_args()
+    if options.steps:
+        print(json.dumps(steps(options.folder)))
+        return
     found = figures(options.folder)
     if not options.json:
         for name, method in found["methods"].items():
