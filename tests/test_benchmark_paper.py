@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from benchmarks import paper
 from benchmarks.paper import figures
 from idealmix.evaluation.set_loss import SetLoss
 
@@ -49,3 +51,35 @@ def test_gain_beyond_joints(tmp_path: Path) -> None:
     assert found["ideal"]["se_seeds"] == pytest.approx(0.025)
     assert found["ideal"]["se_rows"] == pytest.approx(first["se_rows"] / 2**0.5)
     assert found["ideal"]["detectable"] == pytest.approx(1.96 * 0.025)
+
+
+def test_a_step_that_was_undone_is_measured_on_its_own_training(tmp_path: Path, monkeypatch) -> None:
+    """Two trainings on other rows and another seed stand beside it."""
+    written(tmp_path / "base" / "tests.json", {"maths": [5, 6, 7]})
+    written(tmp_path / "j" / "tests.json", {"maths": [3, 4, 5]})
+    run = {"seed": 7, "mixtures": [{"folder": "j"}]}
+    content = {"methods": {"joint": {"runs": [run]}}}
+    (tmp_path / "comparison.json").write_text(json.dumps(content), encoding="utf-8")
+    allocation = tmp_path / "searches" / "ideal-seed-7" / "round-0" / "allocation.json"
+    allocation.parent.mkdir(parents=True)
+    allocation.write_text(json.dumps({"moves": {"a": {"after": 3}, "b": {"after": 9}}}), encoding="utf-8")
+    drawn = {"same": ({"a": 3, "b": 9}, 7), "rows": ({"a": 9, "b": 3}, 7), "seed": ({"a": 3, "b": 9}, 8)}
+    for name in drawn:
+        place = tmp_path / "trainings" / name
+        (place / "4-steps" / "train").mkdir(parents=True)
+        (place / "mixture.json").touch()
+        (place / "4-steps" / "train" / "record.json").touch()
+    lower = {name: SetLoss("maths", tuple("abc"), np.array([3, 4, 5]) * 2 - by, np.full(3, 2))
+             for name, by in (("same", 1.0), ("rows", 9.0), ("seed", 9.0))}  # fmt: skip
+    monkeypatch.setattr(paper, "drawn", lambda path: drawn[path.parent.name])
+    monkeypatch.setattr(paper.configfile, "load", lambda path: None)
+    monkeypatch.setattr(paper, "load_inputs", lambda *_: SimpleNamespace(tests={"maths": "pool"}))
+    reading = SimpleNamespace(
+        read=lambda path: SimpleNamespace(model_folder=lambda at: at.parent.parent.name)
+    )
+    monkeypatch.setattr(paper, "TrainingRecord", reading)
+    monkeypatch.setattr(paper, "load_model", lambda name, dtype: name)
+    monkeypatch.setattr(paper, "reference_loss", lambda model, pool, tokens: lower[model])
+    (found,) = paper.steps(tmp_path)
+    assert found["counts"] == {"a": 3, "b": 9}
+    assert found["more"] == pytest.approx(0.5 / 2)  # half a nat a token lower, of joint's two

@@ -273,9 +273,8 @@ class Executor:
         method = "ideal-paper" if paper else "ideal"
         asked = self.config.model_copy(update={"method": method})
         config = configfile.resolve(asked, Path("/")) if paper else asked  # paths are absolute already
-        if (
-            config.allocation.start != "natural"
-        ):  # rows of a start differ in length from joint's: the same budget
+        if config.allocation.start != "natural":
+            # the rows drawn for another start differ in length from joint's: held to the same budget
             step = as_allocation("", self.joint, self._start, self.sizes, self.per_row, self.unit)
             held = self.drawn.hold(step, self.amount, config.allocation).counts
             budget = config.allocation.budget.model_copy(update={"size": None})
