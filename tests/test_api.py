@@ -181,3 +181,23 @@ def test_a_finished_run_is_read(tmp_path: Path) -> None:
     write_json(run.folder / "result.json", {**sample(), "format": 7})
     with pytest.raises(idealmix.InputError, match="format 1"):
         idealmix.Result.read(run.folder)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"counts": {"typo": 4}}, "rows are given for 'typo', which is not a domain"),
+        ({"domains": {"count": {"path": "x.jsonl", "rowz": 3}}}, "domains.count.rowz"),
+    ],
+)
+def test_wrong_input_of_influence_is_told(tmp_path: Path, given: dict[str, Any], text: str) -> None:
+    from rounds_helpers import save_model
+
+    from idealmix.errors import InputError
+    from idealmix.training.model import load_tokenizer
+
+    asked: dict[str, Any] = {"domains": {"count": "x.jsonl"}, "references": {"count": "y.jsonl"}} | given
+    tokenizer = load_tokenizer(str(save_model(tmp_path / "model")))
+    with pytest.raises(InputError) as told:
+        idealmix.influence(None, tokenizer, **asked)
+    assert text in str(told.value)

@@ -10,6 +10,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from idealmix import config as schema
 from idealmix import configfile
 from idealmix.data.mixture import Mixture
@@ -184,9 +186,18 @@ def influence(
     from idealmix.data.tokenise import Encoder
     from idealmix.influence_stage import measure
 
+    if unknown := sorted(set(counts or {}) - set(domains)):
+        raise InputError(
+            f"rows are given for {unknown[0]!r}, which is not a domain",
+            where="counts",
+            mend=f"the domains are {', '.join(domains)}",
+        )
     encoder = Encoder(tokenizer, max_length)
     pools = {
-        kind: {name: load_pool(name, _source(data), encoder, seed=seed) for name, data in sets.items()}
+        kind: {
+            name: load_pool(name, _source(f"{kind}.{name}", data), encoder, seed=seed)
+            for name, data in sets.items()
+        }
         for kind, sets in (("domains", domains), ("references", references))
     }
     check_leaks(pools["domains"], pools["references"], {})
@@ -264,5 +275,10 @@ def measure_checkpoint(
     return matrix
 
 
-def _source(data: Data) -> schema.Source:
-    return schema.Source.model_validate({"path": str(data)} if isinstance(data, str | Path) else data)
+def _source(where: str, data: Data) -> schema.Source:
+    try:
+        return schema.Source.model_validate({"path": str(data)} if isinstance(data, str | Path) else data)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        key = ".".join((where, *map(str, wrong["loc"])))
+        raise InputError(wrong["msg"], where=key, mend="a path, or a mapping as in docs/config.md") from error
