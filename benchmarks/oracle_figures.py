@@ -84,17 +84,21 @@ def of_suite(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def headline(suites: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """For every method that all suites have: its smallest share over suites, with that suite's error and cost."""
+    """For every method its smallest share over the suites that have it, with that suite's error and cost.
+
+    `suites` says how many have it: not all where a method cannot be asked of one, or was not measured there.
+    """
     found = [suite["methods"] for suite in suites if suite["methods"]]
     out: dict[str, Any] = {}
-    for name in (name for name in ORDER if found and all(name in methods for methods in found)):
-        lowest = min(found, key=lambda methods: methods[name]["gap_closed"])[name]
-        scores = [methods[name]["score"] for methods in found]
+    for name in (name for name in ORDER if any(name in methods for methods in found)):
+        having = [methods[name] for methods in found if name in methods]
+        lowest = min(having, key=lambda method: method["gap_closed"])
+        scores = [method["score"] for method in having]
         score = min(scores, key=lambda each: math.inf if each["gap_closed"] is None else each["gap_closed"])
         out[name] = {
             **{key: lowest[key] for key in ("gap_closed", "standard_error", "cost_epochs")},
             "score": {key: score[key] for key in ("gap_closed", "standard_error")},
-            "suites": len(found),
+            "suites": len(having),
         }
     return out
 

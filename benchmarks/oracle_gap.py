@@ -4,7 +4,7 @@ Flows in: suites of the built-in skills, the shipped base model, the demo's sett
 JSON line: for each method the smallest share over suites, its standard error and its cost, and every suite in full.
 
     python -m benchmarks.oracle_gap --json                    # everything; goes on where it was
-    python -m benchmarks.oracle_gap --suite 0                 # one suite: a process for each of the three
+    python -m benchmarks.oracle_gap --suite 0                 # one suite: a process for each of the four
     python -m benchmarks.oracle_gap --only joint,uniform      # some rows
 
 Methods, trainings, influence and rounds are the product's own: `idealmix.comparison.executor` on a generated configuration.
@@ -31,8 +31,10 @@ import yaml
 
 from benchmarks.oracle_figures import headline, of_suite, table
 from benchmarks.oracle_methods import BEST, EQUAL_COST, ORDER, VARIANTS, made
+from benchmarks.retrainings import TRAINED_ROWS, blended
 from idealmix import configfile
 from idealmix.comparison.executor import Executor, Final
+from idealmix.errors import InputError
 from idealmix.evaluation.set_loss import SetLoss
 from idealmix.methods.protocol import Array, Method, Proposal, simplex
 from idealmix.rounds.folder import RunFolder, write_json
@@ -54,11 +56,30 @@ class Suite:
         name: of the suite.
         seed: of its generator; 0 and 11 to 13 were used for tuning, and are not used here.
         rows: of each domain's pool; joint takes the pools in proportion.
+        blends: for each domain the skills that its rows are of, in proportion; None: a domain is a skill.
     """
 
     name: str
     seed: int
     rows: dict[str, int]
+    blends: dict[str, dict[str, float]] | None = None
+
+
+def many_sources(name: str, seed: int, number: int = 20) -> Suite:
+    """Sources of unlike sizes (log-uniform, 100 to 1,000 rows), each a Dirichlet(1/2) blend of the five skills."""
+    generator = np.random.default_rng(seed)
+    parts = generator.dirichlet(np.full(len(SKILLS), 0.5), number)
+    rows = np.exp(generator.uniform(np.log(100), np.log(1000), number)).round()
+    names = [f"source-{place:02}" for place in range(1, number + 1)]
+    return Suite(
+        name,
+        seed,
+        {source: int(count) for source, count in zip(names, rows, strict=True)},
+        {
+            source: dict(zip(SKILLS, part.tolist(), strict=True))
+            for source, part in zip(names, parts, strict=True)
+        },
+    )
 
 
 SUITES = (
@@ -69,20 +90,22 @@ SUITES = (
         23,
         {"mathematics": 1200, "coding": 12000, "reasoning": 1200, "instruction": 12000, "chat": 3600},
     ),
+    many_sources("twenty sources, blends", 24),
 )
 
 
 def configuration(suite: Suite, folder: Path, budget: int) -> Path:
     """Write the suite's data and its configuration; returns the path of the latter."""
     path = folder / "config.yaml"
-    write_suite(folder, seed=suite.seed, train=max(suite.rows.values()), skills=tuple(suite.rows))
-    config = demo_config(folder.resolve(), skills=tuple(suite.rows))
+    skills = tuple(suite.rows) if suite.blends is None else SKILLS
+    train = max(suite.rows.values()) if suite.blends is None else TRAINED_ROWS
+    paths = write_suite(folder, seed=suite.seed, train=train, skills=skills)
+    config = demo_config(folder.resolve(), skills=skills)
+    files = config["domains"] if suite.blends is None else blended(folder.resolve(), paths, suite.blends)
     demo_budget = config["allocation"]["budget"]["size"]
     config["allocation"]["budget"]["size"] = budget
     config["training"]["warmup_steps"] = round(config["training"]["warmup_steps"] * budget / demo_budget)
-    config["domains"] = {
-        name: {"path": path, "rows": suite.rows[name]} for name, path in config["domains"].items()
-    }
+    config["domains"] = {name: {"path": str(files[name]), "rows": rows} for name, rows in suite.rows.items()}
     path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     return path
 
@@ -196,27 +219,33 @@ def known_rows(path: Path, budget: int, seeds: Sequence[int]) -> dict[str, Any]:
     return old["rows"] if (old.get("budget"), old.get("seeds")) == (budget, list(seeds)) else {}
 
 
+def searched(bed: Bed, name: str, searches: int, rows: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row's searches, one for each seed.
+
+    Raises:
+        InputError: the method cannot be asked of this suite, or is given the cost of IDEAL, which is not known yet.
+    """
+    cost: Sequence[float | None] = [None] * searches
+    if name in EQUAL_COST:
+        if "ideal" not in rows:
+            raise InputError("it is given the epochs of ideal, which was not asked for")
+        cost = [search["epochs"] for search in rows["ideal"]["searches"]]
+    seeds = SEARCH_SEEDS[: 1 if name == BEST else searches]
+    return [bed.search(name, seed, epochs) for seed, epochs in zip(seeds, cost, strict=False)]
+
+
 def measure(bed: Bed, only: Sequence[str], searches: int, seeds: int) -> None:
     """Fill ``figures.json`` row by row."""
     path, fresh = bed.folder / "figures.json", FRESH_SEEDS[:seeds]
     rows = known_rows(path, bed.budget, fresh)
     for name in (name for name in ORDER if name in only or name in ("joint", BEST)):
-        searched = []
-        for number, seed in enumerate(SEARCH_SEEDS[: 1 if name == BEST else searches]):
-            epochs = None
-            if name in EQUAL_COST:
-                if "ideal" not in rows:
-                    break
-                epochs = rows["ideal"]["searches"][number]["epochs"]
-            searched.append(bed.search(name, seed, epochs))
-        if not searched:
-            print(
-                f"{name} is left out: it is given the epochs of ideal, which was not asked for",
-                file=sys.stderr,
-            )
+        try:
+            found_by_search = searched(bed, name, searches, rows)
+        except InputError as error:  # DMO models each loss by the domain of its name
+            print(f"{name} is left out: {error}", file=sys.stderr)
             continue
-        found = [bed.retrained(name, each["shares"], fresh) for each in searched]
-        rows[name] = {"searches": searched, **{key: [one[key] for one in found] for key in found[0]}}
+        found = [bed.retrained(name, each["shares"], fresh) for each in found_by_search]
+        rows[name] = {"searches": found_by_search, **{key: [one[key] for one in found] for key in found[0]}}
         write_json(
             path,
             {

@@ -72,10 +72,10 @@ SUITES = (
 )
 
 
-def _blended(
+def blended(
     folder: Path, paths: Mapping[str, Mapping[str, Path]], blends: Mapping[str, Mapping[str, float]]
 ) -> dict[str, Path]:
-    """A file of rows for each blend; no row is in two of them."""
+    """A file of rows for each blend out of `TRAINED_ROWS` of every skill; no row is in two of them."""
     left = {skill: iter(paths[skill]["train"].read_text(encoding="utf-8").splitlines()) for skill in SKILLS}
     wanted = {skill: sum(parts.get(skill, 0.0) for parts in blends.values()) for skill in SKILLS}
     rows = TRAINED_ROWS / max(wanted.values())  # of a blend
@@ -108,7 +108,7 @@ class Bed:
         if suite.blends:
             paths |= {
                 name: {"train": path}
-                for name, path in _blended(self.folder / "data", paths, suite.blends).items()
+                for name, path in blended(self.folder / "data", paths, suite.blends).items()
             }
         settings = demo_config(self.folder)["training"]
         self.rate, self.beta2 = settings["learning_rate"], settings["adam_beta2"]

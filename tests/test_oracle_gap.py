@@ -13,10 +13,12 @@ import pytest
 from rounds_helpers import project
 from test_methods_steps import ask, problem
 
-from benchmarks import oracle_gap, oracle_methods
+from benchmarks import oracle_gap, oracle_methods, retrainings
 from benchmarks.oracle_figures import closed, headline, of_suite, table
 from benchmarks.oracle_gap import known_rows
 from benchmarks.oracle_methods import BEST, ORDER, DropWorst, WideSearch, dmo_trainings, made
+from idealmix import configfile
+from idealmix.errors import InputError
 from idealmix.methods import regmix
 from idealmix.methods.protocol import Train
 
@@ -75,6 +77,8 @@ def test_suites_and_the_smallest_as_headline() -> None:
     assert told["ideal"]["gap_closed"] == pytest.approx(-0.1 / 0.55)
     assert (told["ideal"]["cost_epochs"], told["ideal"]["suites"]) == (7.5, 2)
     assert "uniform" not in told
+    del bad["methods"]["ideal"]  # a method that one suite has not: said by the count
+    assert headline([good, bad])["ideal"]["suites"] == 1
     lines = table(good).splitlines()
     assert lines[2].startswith(f"| {BEST} | 1.00")
     assert lines[3].startswith("| ideal | 0.82")
@@ -147,6 +151,48 @@ def test_row_counts_become_shares_by_mean_rows() -> None:
     bed = object.__new__(oracle_gap.Bed)
     assert bed.shares_of(executor, {"a": 30, "b": 10, "c": 30}) == {"a": 0.25, "b": 0.25, "c": 0.5}
     assert bed.shares_of(executor, np.array([1.0, 1.0, 2.0])) == {"a": 0.25, "b": 0.25, "c": 0.5}
+
+
+def test_sources_are_blends_of_unlike_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files hold what the suite says, and a source's sample is of all its skills, not of the first ones."""
+    for module in (oracle_gap, retrainings):
+        monkeypatch.setattr(module, "TRAINED_ROWS", 1500)
+    suite = oracle_gap.many_sources("twenty sources, blends", 24)
+    assert suite == oracle_gap.many_sources("twenty sources, blends", 24)
+    assert len(suite.rows) == 20
+    assert min(suite.rows.values()) >= 100
+    assert max(suite.rows.values()) <= 1000
+    config = configfile.load(oracle_gap.configuration(suite, tmp_path, 30_000))
+    assert list(config.references) == ["mathematics", "coding", "reasoning", "instruction"]
+    assert {name: source.rows for name, source in config.domains.items()} == suite.rows
+    seen: set[str] = set()
+    assert suite.blends is not None
+    for name, parts in suite.blends.items():
+        lines = Path(config.domains[name].path).read_text(encoding="utf-8").splitlines()
+        ids = [json.loads(line)["id"] for line in lines]
+        of_skill = {skill: sum(each.startswith(f"{skill}-") for each in ids) for skill in parts}
+        assert sum(parts.values()) == pytest.approx(1)
+        for skill, part in parts.items():
+            assert of_skill[skill] == pytest.approx(part * len(ids), abs=3)
+        assert not seen & set(ids)
+        seen |= set(ids)
+
+
+def test_a_method_that_cannot_be_asked_is_left_out(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    class Refusing:
+        folder, budget = tmp_path, 9
+        suite = oracle_gap.Suite("x", 1, {"a": 1})
+
+        def search(self, name: str, seed: int, epochs: float | None) -> dict[str, Any]:
+            raise InputError(f"{name} has no law for it")
+
+    oracle_gap.measure(Refusing(), ["dmo", "regmix"], 1, 2)  # type: ignore[arg-type]
+    told = capsys.readouterr().err
+    assert "joint is left out: joint has no law for it" in told
+    assert "regmix is left out: it is given the epochs of ideal" in told
+    assert not (tmp_path / "figures.json").exists()
 
 
 @pytest.mark.slow
