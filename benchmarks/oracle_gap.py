@@ -34,10 +34,11 @@ from benchmarks.oracle_methods import BEST, EQUAL_COST, ORDER, VARIANTS, made
 from benchmarks.retrainings import TRAINED_ROWS, blended
 from idealmix import configfile
 from idealmix.comparison.executor import Executor, Final
+from idealmix.disk import write_json
 from idealmix.errors import InputError
 from idealmix.evaluation.set_loss import SetLoss
 from idealmix.methods.protocol import Array, Method, Proposal, simplex
-from idealmix.rounds.folder import RunFolder, write_json
+from idealmix.rounds.folder import RunFolder
 from idealmix.rounds.inputs import load_inputs
 from idealmix.rounds.loop import claim
 from idealmix.rounds.team import Team

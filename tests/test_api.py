@@ -19,7 +19,7 @@ from whatif_helpers import Run
 
 import idealmix
 from idealmix.data.mixture import Part
-from idealmix.rounds.folder import write_json
+from idealmix.disk import write_json
 
 DOC = Path(__file__).parent.parent / "docs" / "python.md"
 PLOTS = importlib.util.find_spec("matplotlib") is not None

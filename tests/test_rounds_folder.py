@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from idealmix.disk import hash_json, write_json
 from idealmix.errors import IdealmixError
 from idealmix.rounds import folder as folder_module
-from idealmix.rounds.folder import RunFolder, hash_json, write_json
+from idealmix.rounds.folder import RunFolder
 
 
 def counter(calls: list[str], text: str = "x") -> Any:

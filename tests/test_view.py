@@ -23,9 +23,10 @@ from test_compare_figures import run as compared
 from whatif_helpers import Run
 
 import idealmix
+from idealmix.disk import write_json
 from idealmix.errors import InputError
 from idealmix.evaluation.set_loss import SetLoss
-from idealmix.rounds.folder import RunFolder, write_json
+from idealmix.rounds.folder import RunFolder
 from idealmix.view import progress
 from idealmix.view.server import port_of, serve
 

@@ -15,12 +15,12 @@ from report_helpers import sample
 from idealmix import config as schema
 from idealmix.allocation import allocate
 from idealmix.allocation.curves import Tried, fit
+from idealmix.disk import write_json
 from idealmix.errors import InputError
 from idealmix.evaluation.objective import objective_gradient
 from idealmix.influence_matrix import InfluenceMatrix
 from idealmix.moments import Moments, Rows
 from idealmix.rounds.evidence import slopes_of
-from idealmix.rounds.folder import write_json
 from idealmix.rounds.volume import Drawn, mean_volumes
 from idealmix.slopes import Limit
 from idealmix.volumes import fill, whole_rows

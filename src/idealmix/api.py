@@ -15,9 +15,9 @@ from pydantic import ValidationError
 from idealmix import config as schema
 from idealmix import configfile
 from idealmix.data.mixture import Mixture
+from idealmix.disk import read_json
 from idealmix.errors import InputError
 from idealmix.influence_matrix import InfluenceMatrix
-from idealmix.rounds.folder import read_json
 from idealmix.rounds.watch import Silent, Watch
 
 if TYPE_CHECKING:

@@ -25,9 +25,9 @@ from scipy.special import stdtrit
 
 from idealmix import views
 from idealmix.certainty import holm, p_value
+from idealmix.disk import disk_errors, write_json
 from idealmix.errors import InputError
 from idealmix.moments import Array, Estimate, Moments
-from idealmix.rounds.folder import disk_errors, write_json
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -20,11 +20,12 @@ from idealmix import __version__
 from idealmix.comparison.executor import Executor, Final, Found
 from idealmix.comparison.figures import figures, gain_per_epoch
 from idealmix.config import Config
+from idealmix.disk import write_json, write_text
 from idealmix.errors import InputError
 from idealmix.evaluation.set_loss import SetLoss
 from idealmix.methods import check_name, load_method
 from idealmix.methods.protocol import Method
-from idealmix.rounds.folder import RunFolder, write_json, write_text
+from idealmix.rounds.folder import RunFolder
 from idealmix.rounds.inputs import Inputs
 from idealmix.rounds.loop import SEED_STRIDE, opened
 from idealmix.rounds.phases import Evaluated

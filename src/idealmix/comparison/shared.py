@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from idealmix.config import Config, Training
+from idealmix.disk import hash_json, write_json
 from idealmix.influence_matrix import InfluenceMatrix
 from idealmix.methods.protocol import Rule
-from idealmix.rounds.folder import Artifact, RunFolder, hash_json, write_json
+from idealmix.rounds.folder import Artifact, RunFolder
 from idealmix.rounds.inputs import Inputs
 from idealmix.rounds.models import device
 from idealmix.rounds.phases import Evaluated, Mixed, Phases, Trained

@@ -19,10 +19,11 @@ import numpy as np
 from idealmix.comparison.executor import Executor, Final
 from idealmix.comparison.single import run_any
 from idealmix.config import Config, Lora
+from idealmix.disk import write_json
 from idealmix.evaluation.objective import BY_ROUND_0
 from idealmix.evaluation.set_loss import SetLoss
 from idealmix.methods.protocol import Array
-from idealmix.rounds.folder import RunFolder, write_json
+from idealmix.rounds.folder import RunFolder
 from idealmix.rounds.loop import opened
 from idealmix.rounds.result import finite
 from idealmix.rounds.team import Team

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from idealmix.rounds.folder import disk_errors, write_json
+from idealmix.disk import disk_errors, write_json
 from idealmix.rounds.watch import Watch
 
 Table = tuple[str, list[str], list[list[str]]]

@@ -21,6 +21,7 @@ from idealmix.comparison.smaller import FOLDER
 from idealmix.config import Config
 from idealmix.data.mixture import Mixture
 from idealmix.diagnostics.conclusions import Conclusions
+from idealmix.disk import read_json
 from idealmix.errors import InputError
 from idealmix.evaluation.objective import BY_ROUND_0
 from idealmix.evaluation.set_loss import SetLoss
@@ -28,7 +29,7 @@ from idealmix.influence_matrix import InfluenceMatrix
 from idealmix.influence_rows import Measured
 from idealmix.influence_stage import measure_rows
 from idealmix.rounds.evidence import slopes_of
-from idealmix.rounds.folder import RunFolder, read_json
+from idealmix.rounds.folder import RunFolder
 from idealmix.rounds.goal import Goal
 from idealmix.rounds.inputs import Inputs, load_inputs
 from idealmix.rounds.loop import claim, start_mixture_counts

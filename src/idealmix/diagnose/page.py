@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from idealmix import __version__
+from idealmix.disk import write_text
 from idealmix.report import words
 from idealmix.report.answers import TITLES, answers_in
 from idealmix.report.templates import render
-from idealmix.rounds.folder import write_text
 
 
 def write(folder: Path, name: str) -> Path:

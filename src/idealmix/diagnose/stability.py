@@ -16,10 +16,11 @@ from idealmix.data.mixture import Mixture
 from idealmix.diagnose.answer import Answer, Table
 from idealmix.diagnose.checkpoint import Checkpoint, objective_weights
 from idealmix.diagnostics.conclusions import Agreement, Conclusions
+from idealmix.disk import read_json
 from idealmix.influence_matrix import InfluenceMatrix
 from idealmix.influence_rows import Measured
 from idealmix.report import words
-from idealmix.rounds.folder import RunFolder, read_json
+from idealmix.rounds.folder import RunFolder
 from idealmix.rounds.loop import SEED_STRIDE
 from idealmix.rounds.phases import Phases
 from idealmix.rounds.team import Team

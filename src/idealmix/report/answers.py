@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from idealmix.disk import read_json
 from idealmix.errors import InputError
-from idealmix.rounds.folder import read_json
 
 TITLES = {
     "conflict": "Who helps and who hurts whom",

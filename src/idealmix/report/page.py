@@ -17,6 +17,7 @@ from typing import Any
 from markupsafe import Markup
 
 from idealmix.decision import KEPT
+from idealmix.disk import read_json, write_text
 from idealmix.errors import InputError
 from idealmix.report import comparison, figures, words
 from idealmix.report.answers import TITLES, answers_in
@@ -25,7 +26,6 @@ from idealmix.report.matrix import MARKS, matrices
 from idealmix.report.relations import relations
 from idealmix.report.templates import render
 from idealmix.report.whatif import WhatIf, embedded, load
-from idealmix.rounds.folder import read_json, write_text
 
 _SCRIPTS = ("allocation.js", "whatif.js", "page.js")
 

@@ -19,10 +19,10 @@ from pydantic import ValidationError
 from idealmix import config as schema
 from idealmix.allocation.curves import Curves
 from idealmix.allocation.rules import WITHOUT_CURVES
+from idealmix.disk import read_json
 from idealmix.errors import InputError
 from idealmix.evaluation.objective import BY_ROUND_0, objective_units
 from idealmix.influence_matrix import InfluenceMatrix, Kind
-from idealmix.rounds.folder import read_json
 
 # Characters of JSON that the page gives to this; the whole page stays below 1 MB.
 _MOST = 620_000

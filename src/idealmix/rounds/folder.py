@@ -12,20 +12,17 @@ whether or not the rename was reached; anything else is done again, and the reas
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
-import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from idealmix.errors import IdealmixError, InputError
-from idealmix.training.disk import settle
+from idealmix.disk import disk_errors, hash_json, read_json, remove, settle, write_json, write_text
+from idealmix.errors import IdealmixError
 
 # Part of every key: raise it when the meaning of an artifact changes, so that old ones are not mixed in.
 FORMAT = 1
@@ -214,66 +211,3 @@ class RunFolder:
 
     def _marker(self, name: str) -> Path:
         return self.path / ".phases" / f"{name}.done"
-
-
-# --- files ---------------------------------------------------------------------------------------------------
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        InputError: it is absent or not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError("this file does not exist", where=str(path)) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"this file is not JSON: {error}", where=str(path)) from None
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON whole or not at all; NaN is refused, since JSON has none."""
-    write_text(path, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all (temporary file, flush to disk, rename)."""
-    part = path.with_name(path.name + ".tmp")
-    with open(part, "w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(part, path)
-
-
-def hash_json(data: Any) -> str:
-    """SHA-256 of data as canonical JSON."""
-    text = json.dumps(data, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def remove(path: Path) -> None:
-    """Remove a file or a folder, if there is one."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals into one clear message."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            what, mend = "the disk is full", "free some space, then run the same command again"
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            what, mend = "this folder cannot be written", "change its permissions or set another `output`"
-        elif error.errno in (errno.ENOTDIR, errno.EEXIST):
-            what, mend = "a file stands where the run folder should be", "set another `output`"
-        else:
-            raise
-        raise IdealmixError(what, where=str(error.filename or path), mend=mend) from error

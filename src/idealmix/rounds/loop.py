@@ -18,12 +18,13 @@ from idealmix import configfile
 from idealmix.allocation import Allocation, allocate, start_counts
 from idealmix.config import Config
 from idealmix.decision import Decision, LoopState, next_step, propose
+from idealmix.disk import write_json, write_text
 from idealmix.errors import InputError
 from idealmix.influence_matrix import InfluenceMatrix
 from idealmix.rounds import result, tables
 from idealmix.rounds.checks import check_before
 from idealmix.rounds.evidence import curves, limits, objective_slopes
-from idealmix.rounds.folder import RunFolder, write_json, write_text
+from idealmix.rounds.folder import RunFolder
 from idealmix.rounds.goal import Goal
 from idealmix.rounds.inputs import Inputs, load_inputs
 from idealmix.rounds.judgement import judge

@@ -18,13 +18,14 @@ from idealmix.config import Config, Score
 from idealmix.curvature import Processes
 from idealmix.data.materialise import export_jsonl
 from idealmix.data.mixture import Mixture, draw
+from idealmix.disk import disk_errors, read_json, write_json
 from idealmix.errors import IdealmixError
 from idealmix.evaluation.score_result import ScoreResult
 from idealmix.evaluation.scores import score_digest
 from idealmix.evaluation.set_loss import SetLoss
 from idealmix.influence_matrix import InfluenceMatrix
 from idealmix.influence_stage import measure
-from idealmix.rounds.folder import Artifact, RunFolder, disk_errors, read_json, write_json
+from idealmix.rounds.folder import Artifact, RunFolder
 from idealmix.rounds.inputs import Inputs
 from idealmix.rounds.models import Models
 from idealmix.rounds.team import Team

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from idealmix import config
+from idealmix.disk import writing
 from idealmix.errors import IdealmixError, InputError
-from idealmix.training.disk import writing
 from idealmix.training.order import StepPlan, plan_steps
 from idealmix.training.record import MOMENTS, TrainingRecord
 

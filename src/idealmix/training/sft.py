@@ -22,11 +22,11 @@ from transformers import PrinterCallback
 from trl import SFTConfig
 
 from idealmix import config
+from idealmix.disk import settle, writing
 from idealmix.errors import IdealmixError, InputError
 from idealmix.training import Progress
 from idealmix.training.arguments import trainer_arguments
 from idealmix.training.checkpoints import Checkpoints
-from idealmix.training.disk import settle, writing
 from idealmix.training.model import computing_dtype, load_model, load_tokenizer
 from idealmix.training.optimiser import constants, second_moments
 from idealmix.training.order import StepPlan, consumption_digest, plan_steps

@@ -16,10 +16,10 @@ import yaml
 from pydantic import ValidationError
 
 from idealmix.config import Config
+from idealmix.disk import read_json
 from idealmix.errors import InputError
 from idealmix.evaluation.score_result import ScoreResult
 from idealmix.evaluation.set_loss import SetLoss, known
-from idealmix.rounds.folder import read_json
 from idealmix.rounds.goal import Goal, Losses, Scores
 from idealmix.rounds.judgement import judge
 

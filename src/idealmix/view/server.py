@@ -14,13 +14,13 @@ from pathlib import Path
 
 from jinja2 import UndefinedError
 
+from idealmix.disk import read_json
 from idealmix.errors import IdealmixError, InputError
 from idealmix.report import words
 from idealmix.report.answers import answers_in
 from idealmix.report.page import build, check, live_script
 from idealmix.report.templates import render
 from idealmix.report.whatif import WhatIf, load
-from idealmix.rounds.folder import read_json
 from idealmix.view import progress
 
 

@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from test_training_sft import run
 from training_helpers import save_tiny_model
 
+from idealmix.disk import writing
 from idealmix.errors import IdealmixError
-from idealmix.training.disk import writing
 
 # as the libraries word it on a full tmpfs
 SAFETENSORS = "Error while serializing: I/O error: No space left on device (os error 28)"
