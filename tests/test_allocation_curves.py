@@ -151,9 +151,11 @@ def test_the_rule_finds_the_curves_best_within_reach(seed):
 
 
 def test_a_single_mover_trades_with_the_rest_as_one():
+    """Of the others no error is known, so the gate holds them."""
     one, volume = curves(), np.array([300.0, 500.0, 200.0])
     slopes = Slopes(
-        NAMES, *(np.array(x, dtype=float) for x in ([0.01, 0.01, -5], [1, 1, 0.1], [99, 99, 99]) * 2)
+        NAMES,
+        *(np.array(x, dtype=float) for x in ([0.01, 0.01, -5], [np.inf, np.inf, 0.1], [99, 99, 99]) * 2),
     )
     counts = dict(zip(NAMES, (3000, 5000, 2000)))
     settings = config.Allocation(m=1.0)
@@ -169,6 +171,27 @@ def test_a_single_mover_trades_with_the_rest_as_one():
     again = Allocation.from_json(json.loads(json.dumps(step.to_json())))
     assert again == step
     assert volume.sum() == step.amount_after
+
+
+def test_one_domain_that_stands_out_opens_the_gate_for_all():
+    """What each does the curves say, which know the errors; without any, and for other rules, the gate holds."""
+    one = curves()
+    counts = dict(zip(NAMES, (3000, 5000, 2000)))
+
+    def step(rule, maths):
+        slopes = Slopes(
+            NAMES, *(np.array(x, dtype=float) for x in ([0.5, -0.4, maths], [1, 1, 0.1], [99, 99, 99]) * 2)
+        )
+        args = (counts, dict.fromkeys(NAMES, 9000), dict.fromkeys(NAMES, 0.1), slopes)
+        return allocate(*args, config.Allocation(m=1.0, rule=rule), curves=one)
+
+    opened = step("curves", -5)
+    assert [move.gated for move in opened.moves.values()] == [False, False, False]
+    assert opened.moves["chat"].after == 1500  # no curve asks for it
+    assert opened.moves["chat"].note.startswith("less of it lowers the loss, within its error (p = 0.6")
+    assert opened.moves["maths"].note == "more of it lowers the loss"
+    assert [move.gated for move in step("equalise", -5).moves.values()] == [True, True, False]
+    assert step("curves", -0.05).equilibrium
 
 
 def test_a_handful_of_unused_rows_does_not_say_what_a_domain_does():

@@ -242,7 +242,11 @@ class Allocation(Settings):
         None, description="largest share of a domain, in the budget's unit"
     )
     max_repeats: int = Field(4, gt=0, description="largest number of times that one row is drawn")
-    gate: bool = Field(True, description="move only what stands out of its standard error")
+    gate: bool = Field(
+        True,
+        description="move only what stands out of its standard error (with curves, which weigh every domain by its errors: move only if "
+        "some domain stands out)",
+    )
     keep: Literal["leaning", "better"] = Field(
         "leaning",
         description="which mixture the next step starts from, and which is taken in the end. leaning: the one that measured lowest, even where the "

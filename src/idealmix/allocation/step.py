@@ -41,7 +41,8 @@ def allocate(
        that is positive (it would shrink), of both the clearer one (`chosen`); of neither, it stays: the two kinds of
        rows disagree. Without unused rows: the drawn.
     2. The gate: a domain moves only where |slope| exceeds t se at the family-wise 5% level (Holm over all domains;
-       two-sided t, which also covers that the kind of rows is chosen by its sign).
+       two-sided t, which also covers that the kind of rows is chosen by its sign). `curves` weighs every domain by its
+       errors itself (`curves.attribution`), so there one domain that passes opens the gate for all.
     3. The rule (`rules`) says how far each mover wants to go, by a relative change of m at most.
     4. A held budget: growers take what shrinkers give. The side that wants more is scaled down, so that signs
        follow slopes and no domain changes by more than m; all other counts stay as they are. If only one side
@@ -71,18 +72,19 @@ def allocate(
     total = float(volume.sum()) if amount is None else float(amount)
 
     slope, se, dof, notes = chosen(slopes, n)
+    rule = settings.rule
+    if rule == "curves" and curves is None:
+        rule, m = "equalise", min(m, WITHOUT_CURVES)
     p = np.array([p_value(*entry) for entry in zip(slope, se, dof)])
-    gated = ~holm(p) & ~np.isnan(slope) if settings.gate else np.zeros(len(names), dtype=bool)
-    unknown = gated & ~np.isfinite(se)
+    told = holm(p)
+    gated, unknown = _gated(rule, told, slope, se) if settings.gate else np.zeros((2, len(names)), dtype=bool)
     notes = [
-        f"stays: within its error (p = {p_text(q)})" if g else note for g, q, note in zip(gated, p, notes)
+        _doubted(note, q, held=g) if settings.gate and not t and not np.isnan(s) else note
+        for note, q, g, t, s in zip(notes, p, gated, told, slope)
     ]
     notes = ["stays: its influence's error is not known" if u else note for u, note in zip(unknown, notes)]
     movers = ~np.isnan(slope) & ~gated & (slope != 0)
     share = volume / max(float(volume.sum()), 1e-300)
-    rule = settings.rule
-    if rule == "curves" and curves is None:
-        rule, m = "equalise", min(m, WITHOUT_CURVES)
     gains = None if curves is None else lambda change: curves.gains((1 + change) * volume)
     beta = wanted(rule, slope, share, movers, m, slopes.whole, gains)
     turned = beta * np.nan_to_num(slope) > 0
@@ -137,6 +139,18 @@ def allocate(
         ),
         curves=curves if rule == "curves" else None,
     )
+
+
+def _gated(rule: str, told: Mask, slope: Array, se: Array) -> tuple[Mask, Mask]:
+    """Who the gate holds, and for whom of them no error is known; `told`: whose slope stands out of its error."""
+    has, unknown = ~np.isnan(slope), ~np.isnan(slope) & ~np.isfinite(se)
+    return (unknown, unknown) if rule == "curves" and told.any() else (has & ~told, unknown)
+
+
+def _doubted(note: str, p: float, *, held: bool) -> str:
+    """The note of a domain whose slope does not stand out of its error."""
+    doubt = f"within its error (p = {p_text(p)})"
+    return f"stays: {doubt}" if held else f"{note}, {doubt}"
 
 
 # --- the steps -----------------------------------------------------------------------------------------------

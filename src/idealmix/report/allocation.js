@@ -284,7 +284,8 @@ const Allocation = (() => {
     const growth = data.drawn_only ? drawn.map(() => [NaN, NaN, NaN]) : slopes(at, w, 1);
     const picked = chosen(growth, drawn, n), slope = picked.map(x => x.slope);
     const p = picked.map(x => pValue(x.slope, x.se, x.dof)), clear = holm(p);
-    const gated = slope.map((s, i) => choice.gate && !clear[i] && !Number.isNaN(s));
+    const open = at.rule === "curves" && clear.some(x => x);
+    const gated = slope.map((s, i) => choice.gate && !Number.isNaN(s) && !(open ? Number.isFinite(picked[i].se) : clear[i]));
     const moves = slope.map((s, i) => !Number.isNaN(s) && !gated[i] && s !== 0);
     const volume = n.map((x, i) => x * weight[i]), movers = xs => xs.filter((_, i) => moves[i]);
     let total = sum(volume);
@@ -316,8 +317,10 @@ const Allocation = (() => {
       const low = n.map((x, i) => change[i] > 0 ? x : lower[i]), high = n.map((x, i) => change[i] > 0 ? upper[i] : x);
       wholeRows(pick(wanted), pick(weight), left, pick(low), pick(high)).forEach((x, k) => { rows[moved[k]] = x; });
     } else moved.forEach(i => { rows[i] = clip(nearest(wanted[i]), lower[i], upper[i]); });
+    const doubt = i => choice.gate && !clear[i] && !Number.isNaN(slope[i]) ? `within its error (p = ${p[i].toFixed(2)})` : "";
     return {rows, slope, se: picked.map(x => x.se), gated, beta, why: picked.map((x, i) =>
-      !gated[i] ? x.why + (beta[i] * x.slope > 0 ? ", but much less than of the others" : "") : Number.isFinite(x.se) ? `within its error (p = ${p[i].toFixed(2)})` : "its influence's error is not known")};
+      !gated[i] ? x.why + (doubt(i) && ", " + doubt(i)) + (beta[i] * x.slope > 0 ? ", but much less than of the others" : "")
+        : Number.isFinite(x.se) ? doubt(i) : "its influence's error is not known")};
   }
 
   // --- rounds/volume.py ---------------------------------------------------------------------------------------------
