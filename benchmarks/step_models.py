@@ -124,7 +124,7 @@ def along(model: Any, references: Mapping[str, Pool], moves: Sequence[Move]) -> 
     """a (D,) and B (D, D) of the mean over reference sets of their loss, nats per supervised token."""
     slope, bend = np.zeros(len(moves)), np.zeros((len(moves), len(moves)))
     for name, pool in references.items():
-        batches = list(Sampler(1.0, 4096, 0).whole(name, pool).batches)
+        batches = list(Sampler(1.0, 1, 4096, 0).whole(name, pool).batches)
         matrix = GaussNewton(model, batches, list(moves[0]))
         flat = torch.stack([matrix.flat(move) for move in moves])
         slope += (flat @ matrix.gradient(batches)).numpy() / len(references)

@@ -60,17 +60,39 @@ def test_gains_are_the_derivative_of_the_objective():
         assert found[i] == pytest.approx(-slope, rel=1e-5, abs=1e-12)
 
 
-def test_attribution_is_by_free_volumes_and_shrinks_what_is_within_its_error():
-    a = attribution(matrix(np.array([[0.0, 3.0, 1.0], [0.05, 0.0, 2.0]]), error=0.1), NAMES)
-    assert a.sum(axis=1) == pytest.approx([1, 1])
-    assert a[0] == pytest.approx([0, 0.75, 0.25], abs=0.01)
-    assert a[1, 0] == 0.0  # half its error
-    turned = attribution(matrix(np.array([[0.0, 3.0, 1.0]]), error=0.1), NAMES[::-1])
-    assert turned[0] == pytest.approx(a[0, ::-1])
+THIRDS = np.full(3, 100.0)
+
+
+def test_attribution_is_by_free_volumes():
+    a = attribution(matrix(np.array([[0.0, 3.0, 1.0], [0.0, 0.0, 2.0]])), NAMES, THIRDS)
+    assert a == pytest.approx(np.array([[0, 0.75, 0.25], [0, 0, 1]]), abs=1e-6)
+    turned = attribution(matrix(np.array([[0.0, 3.0, 1.0]])), NAMES[::-1], THIRDS)
+    assert turned[0] == pytest.approx(a[0, ::-1], abs=1e-6)
+
+
+def test_attribution_shrinks_towards_the_mixtures_average():
+    """By hand: volumes 10, 60, 30 and help 0.6, 3.0, 0.4: the average is 0.4, 2.4, 1.2; beside it +0.2, +0.6, -0.8."""
+    volume = np.array([10.0, 60.0, 30.0])
+    a = attribution(matrix(np.array([[0.6, 3.0, 0.4]]), error=0.4), NAMES, volume)
+    # z is 0.5, 1.5, 2: the first is average, of the others 1 - 1 / 2.25 and 1 - 1 / 4 of the difference are kept
+    kept = np.array([0.4, 2.4 + 0.6 * (1 - 1 / 2.25), 1.2 - 0.8 * 0.75])
+    assert a[0] == pytest.approx(kept / kept.sum())
+
+
+def test_domains_that_cannot_be_told_apart_have_parts_by_volume():
+    volume = np.array([10.0, 60.0, 30.0])
+    a = attribution(matrix(np.array([[0.6, 3.0, 0.4]]), error=5.0), NAMES, volume)
+    assert a[0] == pytest.approx(volume / 100)
+
+
+def test_a_domain_that_is_known_to_do_nothing_has_no_part_and_one_that_hurts_a_negative_one():
+    a = attribution(matrix(np.array([[0.0, 3.0, 1.0], [0.0, 3.0, -1.0]]), error=0.01), NAMES, THIRDS)
+    assert a[0, 0] == pytest.approx(0, abs=1e-3)
+    assert a[1] == pytest.approx([0, 1.5, -0.5], abs=1e-3)
 
 
 def test_nobody_helps_a_set():
-    a = attribution(matrix(np.array([[0.0, -3.0, 1.0], [0.0, 0.0, 0.001]]), error=0.1), NAMES)
+    a = attribution(matrix(np.array([[0.0, -3.0, 1.0], [0.0, -0.002, 0.001]]), error=0.1), NAMES, THIRDS)
     assert np.isnan(a).all()
 
 
@@ -195,17 +217,18 @@ def test_one_domain_that_stands_out_opens_the_gate_for_all():
 
 
 def test_a_handful_of_unused_rows_does_not_say_what_a_domain_does():
-    """Nearly all of maths is drawn: its few unused rows are within their error, and chat would get its part."""
+    """Nearly all of maths is drawn: its few unused rows are within their error."""
     measured = matrix(np.array([[0.3, 0.0, 5.0]]), error=0.1)
     moments = measured.moments
     unused = 3 + NAMES.index("maths")
     mean, training = moments.mean.copy(), moments.training.copy()
     mean[0, unused], training[unused] = 0.0, 300.0
-    for rows, part in ((4.0, 0.94), (100.0, 0.0)):  # of 100 drawn ones
+    # of 100 drawn ones; where unused rows alone count maths is taken for an average domain: 0.25, 0.1, 0.1
+    for rows, part in ((4.0, 0.94), (100.0, 0.1 / 0.45)):
         counts = moments.rows.copy()
         counts[unused] = rows
         found = replace(measured, moments=replace(moments, mean=mean, training=training, rows=counts))
-        assert attribution(found, NAMES)[0, 2] == pytest.approx(part, abs=0.02)
+        assert attribution(found, NAMES, THIRDS)[0, 2] == pytest.approx(part, abs=0.02)
 
 
 def test_without_curves_equalise_takes_its_place():

@@ -162,21 +162,24 @@ def test_all_rows_measured_cost_no_subsample_error_and_a_sample_does():
     whole = measure(model, mixture, domains, REFERENCES, settings())
     assert np.array_equal(whole.se_subsample, np.zeros((2, 2)))
     assert (whole.se_population > 0).all()
-    half = measure(model, mixture, domains, REFERENCES, settings(sample_fraction=0.5))
+    half = measure(model, mixture, domains, REFERENCES, settings(sample_fraction=0.5, least_rows=16))
     # rows are taken of each set: half of 40, and never fewer than 16 or all; of 20 unused as of 40 drawn
     assert half.moments.rows.tolist() == [20, 16, 16, 4]
     assert half.moments.fraction.tolist() == [0.5, 1.0, 16 / 20, 1.0]
     assert (half.se_subsample > 0).all()
     assert (half.se_subsample < half.se_population).all()
-    again = measure(model, mixture, domains, REFERENCES, settings(sample_fraction=0.5))
+    again = measure(model, mixture, domains, REFERENCES, settings(sample_fraction=0.5, least_rows=16))
     assert np.array_equal(again.alpha, half.alpha)
-    other = measure(model, mixture, domains, REFERENCES, settings(sample_fraction=0.5), seed=1)
+    other = measure(model, mixture, domains, REFERENCES, settings(sample_fraction=0.5, least_rows=16), seed=1)
     assert not np.array_equal(other.alpha, half.alpha)
 
 
-def test_a_large_pool_is_not_measured_beyond_what_was_drawn():
+def test_a_large_pool_is_not_measured_beyond_what_was_drawn_or_the_least():
     domains = pools_of({"math": 90}, seed=3)
-    found = measure(tiny(), mixture_of({"math": domains["math"].ids[:20]}), domains, REFERENCES, settings())
+    mixture = mixture_of({"math": domains["math"].ids[:20]})
+    found = measure(tiny(), mixture, domains, REFERENCES, settings(least_rows=30))
+    assert found.moments.rows.tolist() == [20, 30]
+    found = measure(tiny(), mixture, domains, REFERENCES, settings(least_rows=1))
     assert found.moments.rows.tolist() == [20, 20]
     assert found.moments.fraction.tolist() == [1.0, 20 / 70]
     assert (found.entries("unused", subsample=True).se > 0).all()

@@ -191,6 +191,12 @@ class Influence(Settings):
     sample_fraction: float = Field(
         0.5, gt=0, le=1, description="share of each domain's rows that is measured"
     )
+    least_rows: int = Field(
+        128,
+        gt=0,
+        description="least number of each domain's drawn rows, and of its unused ones, that is measured whatever the share (all, if there "
+        "are fewer); small domains need it, many of them cost it",
+    )
     curvature_fraction: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = Field(
         "auto",
         description="share of the measured rows that the curvature rests on; auto: enough for the widest layer",

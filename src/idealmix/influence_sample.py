@@ -19,8 +19,8 @@ from idealmix.errors import InputError
 if TYPE_CHECKING:
     from idealmix.data.pools import Pool
 
-# A domain's sample is never smaller than this many rows (or all that it has): errors from fewer mean little.
-LEAST_ROWS = 16
+# A domain's part of the curvature's rows is never smaller than this (or all that it has).
+LEAST_OF_A_PART = 16
 # A set of fewer rows gets a warning.
 FEW_ROWS = 10
 
@@ -52,12 +52,14 @@ class Sampler:
 
     Attributes:
         fraction: of a domain's rows to measure.
+        least: rows of a domain's drawn and of its unused ones that are measured whatever the fraction; all, if there are fewer.
         batch_tokens: padded tokens of a batch.
         seed: of the choice.
         all_unused: see `unused`.
     """
 
     fraction: float
+    least: int
     batch_tokens: int
     seed: int
     all_unused: bool = False
@@ -79,10 +81,13 @@ class Sampler:
                 mend="the data changed since the mixture was drawn",
             )
         rows = {pool.index[row]: times for row, times in Counter(row_ids).items()}
-        return self._chosen(name, "drawn rows", pool, rows, base=part * len(rows))
+        size = self._size(rows, len(rows))
+        if part < 1:
+            size = min(size, max(math.ceil(part * size), LEAST_OF_A_PART))
+        return self._chosen(name, "drawn rows", pool, rows, size)
 
     def unused(self, name: str, pool: Pool, row_ids: Sequence[str]) -> Sample:
-        """Of the rows outside the mixture; from no more of them than were drawn, however large the pool.
+        """Of the rows outside the mixture; as from no more of them than were drawn, however large the pool, but for `least`.
 
         As many serve as well, and the time of a measurement should follow the mixture's size (`all_unused` lifts this). A
         domain outside the mixture has no influence to measure: its sample is empty.
@@ -90,14 +95,16 @@ class Sampler:
         used = set(row_ids)
         rows = {i: 1 for i, row in enumerate(pool.ids) if used and row not in used}
         base = len(rows) if self.all_unused else min(len(rows), len(used))
-        return self._chosen(name, "unused rows", pool, rows, base=base)
+        return self._chosen(name, "unused rows", pool, rows, self._size(rows, base))
 
     def whole(self, name: str, pool: Pool) -> Sample:
         """Every row, once."""
         return self._batched(name, name, pool, {i: 1 for i in range(len(pool))}, 1.0)
 
-    def _chosen(self, domain: str, kind: str, pool: Pool, rows: Mapping[int, int], base: float) -> Sample:
-        size = min(len(rows), max(math.ceil(self.fraction * base), LEAST_ROWS))
+    def _size(self, rows: Mapping[int, int], base: int) -> int:
+        return min(len(rows), max(math.ceil(self.fraction * base), self.least))
+
+    def _chosen(self, domain: str, kind: str, pool: Pool, rows: Mapping[int, int], size: int) -> Sample:
         every = sorted(rows)
         order = seeded_order([pool.ids[i] for i in every], self.seed, "influence", domain)
         chosen = {every[k]: rows[every[k]] for k in sorted(order[:size])}

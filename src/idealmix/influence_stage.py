@@ -120,7 +120,7 @@ def measure_rows(
         domains: training pools by name.
         references: gradient halves by name; all their rows are measured.
         settings: ``sample_fraction`` is taken by row, of each domain's distinct drawn rows and of its unused rows (of
-            the latter no more than were drawn); at least 16 rows, or all. ``centred: auto`` counts as true.
+            the latter as of no more than were drawn); of both at least ``least_rows``, or all. ``centred: auto`` counts as true.
         record: of the training. None: a checkpoint that any trainer made; v_i is then T_i / T.
         folder: where the record lies. ``second_moments.safetensors`` in it is AdamW's metric for ``finite``, each
             layer's inverse square root taken as a rank-one matrix (`curvature.adam_metric`). tau is the sum of the
@@ -147,7 +147,7 @@ def measure_rows(
     tau, metrics = training_response(settings, record, folder, layers)
     segments = segments_of(record, folder, layers) if settings.response == "unrolled" else []
     times = max(1, len(segments))
-    sampler = Sampler(settings.sample_fraction, settings.batch_tokens, seed, all_unused)
+    sampler = Sampler(settings.sample_fraction, settings.least_rows, settings.batch_tokens, seed, all_unused)
     drawn = [sampler.drawn(name, pool, rows[name]) for name, pool in domains.items()]
     unused = [sampler.unused(name, pool, rows[name]) for name, pool in domains.items()]
     held_out = [sampler.whole(name, pool) for name, pool in references.items()]
@@ -211,6 +211,7 @@ def measure_rows(
                 "tau": tau,
                 "metric": None if metrics is None else "adamw",
                 "sample_fraction": settings.sample_fraction,
+                "least_rows": settings.least_rows,
                 "curvature_fraction": part,
                 "pass_tokens": {name: groups * sum(each.tokens for each in samples) for name, samples in passes.items()},
                 "token_shares": shares,

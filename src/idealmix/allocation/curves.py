@@ -85,17 +85,22 @@ class Curves:
         return cls(domains, references, weights, base, power, tuple(map(tuple, data["pull"])))
 
 
-def attribution(matrix: InfluenceMatrix, names: Sequence[str]) -> Array:
+def attribution(matrix: InfluenceMatrix, names: Sequence[str], volume: Array) -> Array:
     """a (R, D): each domain's part of what all domains together do for a reference set; a row of NaN where that is nothing.
 
-    Of free volumes, on the rows that growth would act on. Entries are shrunk by their errors (positive-part James-Stein), so
-    that what cannot be told from nothing has hardly a part.
+    Of free volumes, on the rows that growth would act on. Entries are shrunk by their errors (positive-part James-Stein)
+    towards what an average unit of the mixture does: a domain that cannot be told from the others is taken for one of them.
+
+    Args:
+        volume: of each domain where influence was measured, (D,).
     """
     at = [matrix.domains.index(name) for name in names]
     helped, se, _ = (part[:, at] for part in replace(matrix, centred=False).entries("acting"))
     helped, se = -np.nan_to_num(helped), np.where(np.isfinite(se), se, np.inf)
-    doubt = np.divide(se, np.abs(helped), out=np.full_like(se, np.inf), where=helped != 0)
-    helped = helped * np.clip(1 - doubt**2, 0.0, 1.0)
+    average = helped.sum(axis=1, keepdims=True) * volume / volume.sum()
+    beside = helped - average
+    doubt = np.divide(se, np.abs(beside), out=np.full_like(se, np.inf), where=beside != 0)
+    helped = average + beside * np.clip(1 - doubt**2, 0.0, 1.0)
     whole = helped.sum(axis=1, keepdims=True)
     return np.where(whole > 0, helped / np.where(whole > 0, whole, 1.0), np.nan)
 
@@ -121,8 +126,8 @@ def fit(
         The curves and "", or None and why there are none: no domain is known to help a set, or training did not lower its loss.
     """
     names, references = tuple(sorted(at.volumes)), matrix.references
-    parts = attribution(matrix, names)
     at_n = np.array([at.volumes[name] for name in names])
+    parts = attribution(matrix, names, at_n)
     power, pull = [], []
     for q, part in zip(references, parts):
         why = ""

@@ -155,12 +155,13 @@ def count(settings: config.Config, inputs: Inputs, *, widest: int) -> Work:
 
     counts = start_mixture_counts(settings, inputs)
     mixture = draw(inputs.domains, counts, settings.seed, max_repeats=settings.allocation.max_repeats)
-    sampler = Sampler(settings.influence.sample_fraction, settings.influence.batch_tokens, settings.seed)
+    influence = settings.influence
+    sampler = Sampler(influence.sample_fraction, influence.least_rows, influence.batch_tokens, settings.seed)
     rows = mixture.row_ids
     drawn = [sampler.drawn(name, pool, rows[name]) for name, pool in inputs.domains.items()]
     unused = [sampler.unused(name, pool, rows[name]) for name, pool in inputs.domains.items()]
     held_out = [sampler.whole(name, pool) for name, pool in inputs.gradient_halves.items()]
-    part = curvature_part(settings.influence, widest, drawn)
+    part = curvature_part(influence, widest, drawn)
     fitted = [sampler.drawn(name, pool, rows[name], part) for name, pool in inputs.domains.items()]
     halves = [*inputs.deciding_halves.values(), *inputs.gradient_halves.values()]
     passes = {

@@ -101,7 +101,8 @@ def _how(found: Mapping[str, Any]) -> str:
     if found.get("damping") is not None:
         parts.append(f"damping {found['damping']:g}")
     if found.get("sample_fraction") is not None:
-        parts.append(f"{words.percent(found['sample_fraction'])} of the rows measured")
+        least = f", at least {found['least_rows']:,} of a domain" if found.get("least_rows") else ""
+        parts.append(f"{words.percent(found['sample_fraction'])} of the rows measured{least}")
     return ", ".join(parts)
 
 
