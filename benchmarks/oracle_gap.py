@@ -4,7 +4,7 @@ Flows in: suites of the built-in skills, the shipped base model, the demo's sett
 JSON line: for each method the smallest share over suites, its standard error and its cost, and every suite in full.
 
     python -m benchmarks.oracle_gap --json                    # everything; goes on where it was
-    python -m benchmarks.oracle_gap --suite 0                 # one suite: a process for each of the four
+    python -m benchmarks.oracle_gap --suite 0                 # one suite: a process for each of the five
     python -m benchmarks.oracle_gap --only joint,uniform      # some rows
 
 Methods, trainings, influence and rounds are the product's own: `idealmix.comparison.executor` on a generated configuration.
@@ -92,6 +92,7 @@ SUITES = (
         {"mathematics": 1200, "coding": 12000, "reasoning": 1200, "instruction": 12000, "chat": 3600},
     ),
     many_sources("twenty sources, blends", 24),
+    many_sources("twenty other sources", 25),
 )
 
 
