@@ -32,7 +32,7 @@ KINDS: list[dict[str, Any]] = [
         "allocation": {"gate": False, "rule": "scaled"},
     },
     {
-        "allocation": {"gate": False},
+        "allocation": {"gate": False, "rule": "equalise"},
         "sets": {"constraints": {"r1": {"max_increase": 0}, "r2": {"max_increase": 0.0001}}},
     },
     {"unit": "rows", "allocation": {"m": 0.5, "max_repeats": 2, "gate": False}},
