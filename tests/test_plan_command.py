@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +11,16 @@ from rounds_helpers import project
 from transformers import AutoConfig
 
 from idealmix import configfile
+from idealmix.data.mixture import draw
+from idealmix.influence_stage import measure
 from idealmix.plan import table
 from idealmix.plan.fit import Planner
 from idealmix.plan.machine import MACHINES, Machine
+from idealmix.plan.work import count
 from idealmix.rounds.inputs import load_inputs
+from idealmix.rounds.loop import start_mixture_counts
 from idealmix.rounds.watch import Silent
+from idealmix.training.model import load_model
 
 LARGE = MACHINES["h200"]
 
@@ -71,3 +77,21 @@ def test_nothing_fits_into_no_memory(planner_of) -> None:
     advice = planner.advice()
     assert not advice.plan.fits
     assert "does not fit" in table.sentences(planner.plan(), advice)[-1]
+
+
+@pytest.mark.parametrize("least", [6, 40])
+def test_the_stage_reads_the_rows_that_were_planned(tmp_path: Path, least: int) -> None:
+    settings = configfile.load(project(tmp_path))
+    influence = settings.influence.model_copy(update={"sample_fraction": 0.1, "least_rows": least})
+    settings = settings.model_copy(update={"influence": influence})
+    inputs = load_inputs(settings, Silent())
+    planned = count(settings, inputs, widest=64).passes
+    counts = start_mixture_counts(settings, inputs)
+    mixture = draw(inputs.domains, counts, settings.seed, max_repeats=settings.allocation.max_repeats)
+    model = load_model(settings.model, "float32").eval()
+    halves = inputs.gradient_halves
+    found = measure(model, mixture, inputs.domains, halves, influence, seed=settings.seed)
+    read = found.facts["pass_tokens"]
+    assert planned["domains"].tokens == read["domains"]
+    assert planned["references"].tokens == read["references"]
+    assert max(found.moments.rows) == max(least, math.ceil(0.1 * max(counts.values())))
