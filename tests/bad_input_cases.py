@@ -446,6 +446,7 @@ data(
     "unknown speaker 'nobody'",
     rows({"conversations": [{"from": "nobody", "value": "a"}]}),
 )
+data("a turn that is not to be learned", "message 2: an assistant turn has the weight 0", rows({"messages": [USER, {**SAID, "weight": 0}]}))  # fmt: skip
 data("no answer", "no assistant turn", rows({"messages": [USER]}))
 data("an empty turn", "message 2: 'content' is empty", rows({"messages": [USER, {**SAID, "content": ""}]}))
 data(

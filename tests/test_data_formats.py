@@ -220,6 +220,17 @@ def test_what_is_not_used_is_kept_for_the_report(tmp_path):
     assert reading.shapes == {"prompt, response": 1, "text": 1}
 
 
+def test_what_turns_hold_beside_their_text_is_told_too(tmp_path):
+    asked = {"from": "human", "value": "a", "weight": 0, "time": None}
+    said = {"from": "gpt", "value": "b", "weight": 1, "score": 3}
+    reading = Reading(
+        config.Source(path=str(lines(tmp_path / "a.jsonl", [{"conversations": [asked, said]}])))
+    )
+    (row,) = reading
+    assert row.messages == [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert reading.unused == {"conversations.score"}
+
+
 WRONG = [
     ({"question": "a", "reply": "b"}, r"one.jsonl:1: no accepted columns; found: 'question', 'reply'"),
     ({"prompt": "a", "response": None}, "'response' is null"),
@@ -238,6 +249,11 @@ WRONG = [
     ({"messages": [ASKED, SAID], "tools": "f"}, "'tools' is str"),
     ({"conversations": [{"from": "nobody", "value": "a"}]}, "unknown speaker 'nobody'"),
     ({"conversations": [{"text": "a"}]}, "a turn of 'conversations'"),
+    ({"messages": [ASKED, {**SAID, "weight": 0}]}, "message 2: an assistant turn has the weight 0;"),
+    (
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", "weight": 0.0}]},
+        "the weight 0.0",
+    ),
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from typer.testing import CliRunner
 from idealmix import configfile
 from idealmix.cli import app
 from idealmix.data.conversation import Conversation
+from idealmix.diagnose.checkpoint import find
 from idealmix.diagnose.command import diagnose
 from idealmix.diagnose.noise import shortened
 from idealmix.diagnose.page import build
 from idealmix.errors import InputError
+from idealmix.influence_matrix import InfluenceMatrix
 from idealmix.rounds.loop import run_rounds
 from idealmix.rounds.watch import Silent
 
@@ -94,6 +97,16 @@ def test_without_a_run_round_0_is_trained_and_is_the_runs_own(folder: Path) -> N
     assert "&lt;script&gt;alert(1)" in report
     assert "<script>alert" not in report
     assert "&lt;script&gt;" in page
+
+
+def test_a_step_that_is_asked_for_is_the_one_that_the_run_took(folder: Path) -> None:
+    settings = configfile.load(folder / "config.yaml", [])
+    first = run_rounds(settings, Silent())["rounds"][0]
+    at = find(settings, Silent())
+    known = replace(at.trainings, tried={0: at.trainings.tried[0]})  # the losses of that time
+    step = replace(at.of_round(0), trainings=known).step(InfluenceMatrix.from_json(first["influence"]))
+    assert (step.rule, step.m) == ("curves", first["allocation"]["m"])
+    assert step.counts == {name: move["after"] for name, move in first["allocation"]["moves"].items()}
 
 
 def test_one_question_at_a_time(folder: Path) -> None:

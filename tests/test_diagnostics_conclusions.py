@@ -95,13 +95,17 @@ def test_agreement_by_hand():
         1 / 3
     )  # of three told signs one is told too, one is turned, one is not told
     assert found.turned == pytest.approx(1 / 3)
-    assert found.same_movers == 0
     assert found.apart == pytest.approx(0.2)
+    assert found.near == 0
     assert found.se == pytest.approx(2.5)  # of 3, 1, 2, 3
     same = Agreement.of(conclusions(), conclusions())
-    assert (same.cosine, same.told, same.turned, same.same_movers, same.apart, same.se) == (1, 1, 0, 1, 0, 1)
+    assert (same.cosine, same.told, same.turned, same.apart, same.near, same.se) == (1, 1, 0, 0, 1, 1)
     mean = Agreement.mean([found, same])
-    assert (mean.same_movers, mean.apart) == (0.5, pytest.approx(0.1))
+    assert (mean.near, mean.apart) == (0.5, pytest.approx(0.1))
+    beside = conclusions(shares={"a": 0.54, "b": 0.26, "c": 0.2}, moves={"a": 1, "b": -1, "c": -1})
+    assert (
+        Agreement.of(beside, conclusions()).near == 1
+    )  # of the same mixture nearly, whatever the sign of a hair's breadth
 
 
 def test_what_is_not_defined_is_null_and_left_out_of_means():

@@ -73,6 +73,8 @@ def shaped(row: Row, place: str) -> Shaped:
     if name == "text":
         return Shaped([], None, _text(row, "text", place), name, unused)
     messages = read(row, place)
+    if name == "conversations":
+        unused |= _unread_keys(row, place)
     if "system" in optional and row.get("system"):
         messages = [{"role": "system", "content": _text(row, "system", place)}, *messages]
     if not any(message["role"] == "assistant" for message in messages):
@@ -159,11 +161,32 @@ def _sharegpt(turn: Any, place: str) -> dict[str, Any]:
         raise InputError(
             f"unknown speaker {turn['from']!r}", where=place, mend="accepted are: " + ", ".join(_SHAREGPT)
         )
+    _refuse_weight(turn, role, place)
     value = _text(turn, "value", place, may_be_empty=role == "tool")
     if role == "function_call":
         calls = _parsed(value if value.lstrip().startswith("[") else f"[{value}]", place)
         return {"role": "assistant", "tool_calls": calls}
     return {"role": role, "content": value}
+
+
+def _unread_keys(row: Row, place: str) -> set[str]:
+    """What sharegpt turns hold beside their speaker and what they say, as the report names it."""
+    turns = [turn for turn in _parsed(row["conversations"], place) if "from" in turn]
+    keys = {key for turn in turns for key, value in turn.items() if value is not None}
+    for key in keys:
+        refuse_halves(str(key), f"the key {key!r}", place)
+    return {f"conversations.{key}" for key in keys - {"from", "value", "weight"}}
+
+
+def _refuse_weight(turn: Mapping[Any, Any], role: str, place: str) -> None:
+    """Refuse a turn of the assistant that asks not to be trained on: every one is."""
+    weight = turn.get("weight")
+    if role in ("assistant", "function_call") and weight is not None and weight != 1:
+        raise InputError(
+            f"an assistant turn has the weight {weight!r}; the loss is on every assistant turn alike",
+            where=place,
+            mend="take the row out, or the key: the turn is then learned too",
+        )
 
 
 def _listed(value: Any, column: str, place: str) -> list[Any]:
@@ -190,6 +213,7 @@ def _message(message: Any, place: str) -> dict[str, Any]:
         raise InputError(
             f"unknown role {role!r}", where=place, mend="accepted are: " + ", ".join(sorted(_ROLES))
         )
+    _refuse_weight(message, role, place)
     out = {key: value for key, value in message.items() if value is not None}
     for key in out.keys() - {"role", "content"}:  # templates may read any key, so none is left out in silence
         _storable({key: out[key]}, key, place)

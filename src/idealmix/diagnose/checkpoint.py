@@ -28,7 +28,7 @@ from idealmix.evaluation.set_loss import SetLoss
 from idealmix.influence_matrix import InfluenceMatrix
 from idealmix.influence_rows import Measured
 from idealmix.influence_stage import measure_rows
-from idealmix.rounds.evidence import slopes_of
+from idealmix.rounds.evidence import Trainings, slopes_of
 from idealmix.rounds.folder import RunFolder
 from idealmix.rounds.goal import Goal
 from idealmix.rounds.inputs import Inputs, load_inputs
@@ -57,6 +57,7 @@ class Checkpoint:
         record: of the training.
         folder: where the training lies.
         weights: dO/dL_q of the objective by reference set, at this round.
+        trainings: what the run's trained mixtures came to.
         watch: told what is done.
     """
 
@@ -67,6 +68,7 @@ class Checkpoint:
     record: TrainingRecord
     folder: Path
     weights: dict[str, float]
+    trainings: Trainings
     watch: Watch
 
     @cached_property
@@ -104,7 +106,7 @@ class Checkpoint:
         return found
 
     def step(self, matrix: InfluenceMatrix) -> Allocation:
-        """The step from this mixture that the loop would take by a matrix (no-regression limits are left out)."""
+        """The step from this mixture that the loop would take by a matrix, and all losses so far (no-regression limits are left out)."""
         settings, unit = self.config.allocation, self.config.allocation.budget.unit
         slopes = slopes_of(matrix, self.weights)
         if self.config.method == "ideal-paper":  # gradients of the rows that were trained on, for growth too
@@ -112,10 +114,21 @@ class Checkpoint:
             slopes = replace(slopes, growth=none, growth_se=none, growth_dof=none)
         counts = self.mixture.counts
         sizes = {name: len(pool) for name, pool in self.inputs.domains.items()}
-        step = allocate(counts, sizes, mean_volumes(self.inputs.domains, unit), slopes, settings)
+        curves = None
+        if settings.rule == "curves":
+            curves, _ = self.trainings.curves(matrix, self.weights, self.index)
+        step = allocate(
+            counts, sizes, mean_volumes(self.inputs.domains, unit), slopes, settings, curves=curves
+        )
         if not settings.budget.hold:
             return step
         return self._drawn.hold(step, self._drawn.amount(counts), settings)
+
+    def of_round(self, index: int) -> Checkpoint:
+        """Where another round of the same run stands, to ask about influence that was measured there; the model stays this round's."""
+        where = Path(self.config.output) / f"round-{index}"
+        mixture = Mixture.read(where / "mixture.json", self.inputs.domains)
+        return replace(self, index=index, mixture=mixture, weights=objective_weights(self.config, where))
 
     def conclusions(self, matrix: InfluenceMatrix) -> Conclusions:
         """What a matrix concludes, its step included."""
@@ -170,10 +183,11 @@ def find(config: Config, watch: Watch) -> Checkpoint:
     watch.begin("reading the data")
     inputs = load_inputs(config, watch)
     watch.end(0.0, reused=False)
-    index = read_json(folder / "result.json")["best"] if (folder / "result.json").is_file() else None
+    result = read_json(folder / "result.json") if (folder / "result.json").is_file() else {}
+    index, rounds = result.get("best"), [one["index"] for one in result.get("rounds", [])]
     where = folder / f"round-{index or 0}"
     if index is None or not (where / "train" / "record.json").is_file():
-        where, index = _train(config, inputs, watch), 0
+        where, index, rounds = _train(config, inputs, watch), 0, [0]
     return Checkpoint(
         config=config,
         inputs=inputs,
@@ -182,6 +196,7 @@ def find(config: Config, watch: Watch) -> Checkpoint:
         record=TrainingRecord.read(where / "train" / "record.json"),
         folder=where / "train",
         weights=objective_weights(config, where),
+        trainings=_trainings(config, inputs, rounds),
         watch=watch,
     )
 
@@ -208,8 +223,7 @@ def _train(config: Config, inputs: Inputs, watch: Watch) -> Path:
         mixed = phases.mix("round-0", start_mixture_counts(config, inputs), config.seed)
         trained = phases.train("round-0", mixed, config.seed, None)
         phases.evaluate("round-0", trained)
-        if config.objective == "progress":
-            phases.evaluate("base", None)
+        phases.evaluate("base", None)
     return folder.path / "round-0"
 
 
@@ -220,6 +234,20 @@ def objective_weights(config: Config, where: Path) -> dict[str, float]:
     base = _deciding(run / "base") if config.objective == "progress" else None
     weights = {name: source.weight for name, source in config.references.items()}
     return Goal(config.objective, weights, start, base=base).gradient(losses)
+
+
+def _trainings(config: Config, inputs: Inputs, indices: Sequence[int]) -> Trainings:
+    """Of a run's rounds, and of round 0's replicates that are there."""
+    run = Path(config.output)
+    rounds = {}
+    for index in indices:
+        where = run / f"round-{index}"
+        rounds[index] = Mixture.read(where / "mixture.json", inputs.domains).counts, _deciding(where)
+    numbers = range(1, config.allocation.replicates + 1)
+    again = [run / "round-0" / f"replicate-{number}" for number in numbers]
+    replicates = [_deciding(where) for where in again if (where / "evaluation.json").is_file()]
+    per_row = mean_volumes(inputs.domains, config.allocation.budget.unit)
+    return Trainings.of(_deciding(run / "base"), rounds, replicates, per_row)
 
 
 def _deciding(where: Path) -> dict[str, SetLoss]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from idealmix.diagnose.answer import Answer, Table
 from idealmix.diagnose.checkpoint import Checkpoint
-from idealmix.diagnostics.conclusions import Agreement, Conclusions
+from idealmix.diagnostics.conclusions import NEAR, Agreement, Conclusions
 from idealmix.diagnostics.reference import Part, halves, of_part, part_size, random_parts
 from idealmix.influence_rows import Measured
 from idealmix.report import words
@@ -20,15 +20,15 @@ FRACTIONS = (0.1, 0.25, 0.5)
 PARTS = 40
 """Random parts of each size."""
 ENOUGH = 0.9
-"""A size is called enough where this share of its parts moves the same domains in the same directions as all rows."""
+"""A size is called enough where this share of its parts leads near the step of all rows, and none turns a sign."""
 
 COLUMNS = [
     "rows",
     "cosine of slopes",
     "signs told",
     "signs turned",
-    "same movers",
     "volume elsewhere",
+    f"within {words.percent(NEAR)}",
     "± × ",
 ]
 
@@ -63,8 +63,8 @@ def reference(at: Checkpoint) -> Answer:
         tables=[_sizes(sizes, rows, every), _composition(composed, sizes[0.5]), _all_rows(at, whole)],
         notes=[
             "Signs told: of the signs that all rows tell (Holm), the share that the part tells too; turned: the share that it tells "
-            "the other way. Same movers: how often the same domains move in the same directions. Volume elsewhere: the share of the "
-            "volume that the part's step puts into other domains. ± ×: its standard errors over those of all rows.",
+            "the other way. Volume elsewhere: the share of the volume that the part's step puts into other domains; "
+            f"within {words.percent(NEAR)}: how often that is so little. ± ×: its standard errors over those of all rows.",
             "All rows are the yardstick, with errors of their own: parts agree with it the more, the larger they are, because they share "
             "its rows. Where all rows gate everything, a part that does the same has told nothing.",
             "A half that is chosen by length or loss and lies further off than random halves do says that it matters which rows are in the set.",
@@ -88,13 +88,14 @@ def _conclusions(at: Checkpoint, found: Measured, part: Part) -> Conclusions:
 def _headline(sizes: dict[float, Agreement], rows: dict[float, dict[str, int]], whole: Conclusions) -> str:
     if not any(whole.moves.values()):
         return "All rows of the reference sets together move no domain: they are too few to steer by here."
-    enough = [f for f in FRACTIONS if sizes[f].same_movers >= ENOUGH and not sizes[f].turned > 0]
+    near = words.percent(NEAR)
+    enough = [f for f in FRACTIONS if sizes[f].near >= ENOUGH and not sizes[f].turned > 0]
     if not enough:
-        half = words.percent(sizes[FRACTIONS[-1]].same_movers)
-        return f"Half of the reference rows lead to the same movers in {half} of the cases: more rows might still change the step."
+        half = words.percent(sizes[FRACTIONS[-1]].near)
+        return f"Half of the reference rows lead within {near} of all rows' step in {half} of the cases: more rows might still change it."
     few = sorted(set(rows[enough[0]].values()))
     span = f"{few[0]}" if len(few) == 1 else f"{few[0]} to {few[-1]}"
-    return f"{words.percent(enough[0])} of the reference rows ({span} of each set) lead to the same movers as all of them."
+    return f"{words.percent(enough[0])} of the reference rows ({span} of each set) lead within {near} of the volume of the step of all rows."
 
 
 def _cells(each: Agreement) -> list[str]:
@@ -102,8 +103,8 @@ def _cells(each: Agreement) -> list[str]:
         words.number(each.cosine, 3),
         words.percent(each.told) if np.isfinite(each.told) else "–",
         words.percent(each.turned) if np.isfinite(each.turned) else "–",
-        words.percent(each.same_movers),
         words.percent(each.apart),
+        words.percent(each.near),
         words.number(each.se, 2),
     ]
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from idealmix.data.mixture import Mixture
 from idealmix.diagnose.answer import Answer, Table
-from idealmix.diagnose.checkpoint import Checkpoint, objective_weights
+from idealmix.diagnose.checkpoint import Checkpoint
 from idealmix.diagnostics.conclusions import Agreement, Conclusions
 from idealmix.disk import read_json
 from idealmix.influence_matrix import InfluenceMatrix
@@ -43,6 +43,7 @@ def stability(at: Checkpoint, seeds: int, trainings: int) -> Answer:
     default = swept.pop(1.0) if sweeps and converged else at.measure("measuring influence")[0]
     # the converged response alone has a damping: beside another one the sweep shows what that would do
     kind = "damping" if converged else "converged, damping"
+    step = at.step(default.matrix)
     yardstick = at.conclusions(default.matrix)
     others: dict[str, Conclusions] = {
         f"{kind} × {times:g}": at.conclusions(each.matrix) for times, each in swept.items()
@@ -63,7 +64,8 @@ def stability(at: Checkpoint, seeds: int, trainings: int) -> Answer:
         headline=_headline(found, yardstick),
         tables=[_table(found), _shares(at, yardstick, others)],
         notes=[
-            f"The yardstick is this round's own step ({at.response}, seed {at.config.seed}), with m = {at.step(default.matrix).m:g}. "
+            f"The yardstick is this round's own step ({at.response}, seed {at.config.seed}) by the rule {step.rule}, with m = {step.m:g}. "
+            "Influence alone is measured anew: the losses that learning curves go by are the run's own in every line. "
             "Volume elsewhere: the share of the volume that the other step puts into other domains.",
             "Rows and labels: which rows are sampled, and which labels the curvature draws. Training: which rows are drawn and their order; "
             "the round is trained anew (--trainings). Rounds: each measured round's own step, from its own mixture; it should differ "
@@ -112,13 +114,8 @@ def _rounds(at: Checkpoint) -> dict[str, Conclusions]:
     found = {}
     for one in read_json(path)["rounds"]:
         if one["influence"] and one["index"] != at.index:
-            where = Path(at.config.output) / f"round-{one['index']}"
-            there = replace(
-                at,
-                mixture=Mixture.read(where / "mixture.json", at.inputs.domains),
-                weights=objective_weights(at.config, where),
-            )
-            found[f"round {one['index']}"] = there.conclusions(InfluenceMatrix.from_json(one["influence"]))
+            matrix = InfluenceMatrix.from_json(one["influence"])
+            found[f"round {one['index']}"] = at.of_round(one["index"]).conclusions(matrix)
     return found
 
 
@@ -126,8 +123,8 @@ def _headline(found: dict[str, Agreement], yardstick: Conclusions) -> str:
     if not found:
         return "Nothing was varied: this curvature has no damping, and no seed, training or other round was asked for."
     if not any(yardstick.moves.values()):
-        same = sum(each.same_movers for each in found.values())
-        return f"The step moves nothing; of {len(found)} variations {same:.0f} move nothing either."
+        same = sum(each.apart == 0 for each in found.values())
+        return f"The step moves nothing; of {len(found)} variations {same} move nothing either."
     worst = max(found, key=lambda name: found[name].apart)
     turned = [name for name, each in found.items() if each.turned > 0]
     text = f"The largest change of the step comes from {worst}: {words.percent(found[worst].apart)} of the volume lies elsewhere."
@@ -140,7 +137,6 @@ def _table(found: dict[str, Agreement]) -> Table:
         "cosine of slopes",
         "signs told",
         "signs turned",
-        "same movers",
         "volume elsewhere",
         "± ×",
     ]
@@ -150,7 +146,6 @@ def _table(found: dict[str, Agreement]) -> Table:
             words.number(each.cosine, 3),
             words.percent(each.told) if np.isfinite(each.told) else "–",
             words.percent(each.turned) if np.isfinite(each.turned) else "–",
-            "yes" if each.same_movers else "no",
             words.percent(each.apart),
             words.number(each.se, 2),
         ]

@@ -62,6 +62,10 @@ class Conclusions:
         )
 
 
+NEAR = 0.05
+"""Two steps are near each other where they put at most this share of the volume into different domains."""
+
+
 @dataclass(frozen=True)
 class Agreement:
     """One set of conclusions against another that counts as the yardstick.
@@ -70,29 +74,30 @@ class Agreement:
         cosine: of the objective's slopes.
         told: share of the yardstick's signs that are told too, the same way; NaN where it tells none.
         turned: share of the yardstick's signs that are told the other way; NaN where it tells none.
-        same_movers: the same domains move in the same directions (a share of the cases, in a mean).
         apart: share of the volume that the two steps put into different domains.
+        near: that is at most `NEAR` (a share of the cases, in a mean).
         se: median over entries of the standard error over the yardstick's.
     """
 
     cosine: float
     told: float
     turned: float
-    same_movers: float
     apart: float
+    near: float
     se: float
 
     @classmethod
     def of(cls, one: Conclusions, yardstick: Conclusions) -> Agreement:
         """Of two."""
         known = yardstick.signs != 0
+        elsewhere = apart(one.shares, yardstick.shares)
         ratio = one.se / np.where(yardstick.se > 0, yardstick.se, np.nan)
         return cls(
             cosine=cosine(one.slopes, yardstick.slopes),
             told=_share(one.signs == yardstick.signs, known),
             turned=_share(one.signs == -yardstick.signs, known),
-            same_movers=float(one.moves == yardstick.moves),
-            apart=apart(one.shares, yardstick.shares),
+            apart=elsewhere,
+            near=float(elsewhere <= NEAR),
             se=float(np.nanmedian(ratio)) if np.isfinite(ratio).any() else float("nan"),
         )
 

@@ -1,13 +1,13 @@
 """What the rounds so far tell a step: the objective's slopes, limits on single reference sets, learning curves.
 
-Flows in: a run's story and the trained round that a step starts from. Flows out: what `idealmix.allocation` takes. Nothing is
-measured here.
+Flows in: a run's story, or the losses of its trainings, and the trained round that a step starts from. Flows out: what
+`idealmix.allocation` takes. Nothing is measured here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,21 +47,62 @@ def curves(story: Story, at: Round, per_row: Mapping[str, float]) -> tuple[Curve
     """Learning curves by capability from all trainings so far, with influence as measured at a round; or None and why not."""
     if at.influence is None:
         raise RuntimeError("influence is measured before it is used")
+    trainings = Trainings.of(
+        story.base.deciding,
+        {one.index: (one.mixed.mixture.counts, one.evaluated.deciding) for one in story.rounds},
+        story.goal.replicates,
+        per_row,
+    )
+    return trainings.curves(at.influence, story.goal.gradient(at.evaluated.deciding), at.index)
 
-    def means(losses: Losses) -> dict[str, float]:
-        return {q: loss.mean for q, loss in losses.items()}
 
-    start = [means(losses) for losses in (story.goal.start, *story.goal.replicates)]
+@dataclass(frozen=True)
+class Trainings:
+    """What every trained mixture of a run came to, mean losses of the deciding halves.
 
-    def tried(one: Round) -> Tried:
-        volumes = {name: n * per_row[name] for name, n in one.mixed.mixture.counts.items()}
-        if one is not story.rounds[0]:
-            return Tried(volumes, means(one.evaluated.deciding))
-        return Tried(volumes, {q: float(np.mean([run[q] for run in start])) for q in start[0]}, len(start))
+    Attributes:
+        base: the untrained model's, by reference.
+        tried: by round; round 0 is the mean of its own and its replicates' losses.
+        noise: standard deviation of a log loss between training seeds.
+    """
 
-    weights = story.goal.gradient(at.evaluated.deciding)
-    seen, base, noise = [tried(one) for one in story.rounds], means(story.base.deciding), seed_noise(start)
-    return fit(at.influence, weights, base, seen, tried(at), noise)
+    base: Mapping[str, float]
+    tried: Mapping[int, Tried]
+    noise: float
+
+    @classmethod
+    def of(
+        cls,
+        base: Losses,
+        rounds: Mapping[int, tuple[Mapping[str, int], Losses]],
+        replicates: Sequence[Losses],
+        per_row: Mapping[str, float],
+    ) -> Trainings:
+        """From losses by row.
+
+        Args:
+            rounds: row counts and losses by round, round 0 among them.
+            replicates: losses of round 0's mixture trained with other seeds.
+            per_row: mean volume of a row by domain.
+        """
+        start = [_means(losses) for losses in (rounds[0][1], *replicates)]
+        tried = {}
+        for index, (counts, losses) in rounds.items():
+            volumes = {name: n * per_row[name] for name, n in counts.items()}
+            tried[index] = Tried(volumes, _means(losses))
+        mean = {q: float(np.mean([run[q] for run in start])) for q in start[0]}
+        tried[0] = Tried(tried[0].volumes, mean, len(start))
+        return cls(_means(base), tried, seed_noise(start))
+
+    def curves(
+        self, matrix: InfluenceMatrix, weights: Mapping[str, float], index: int
+    ) -> tuple[Curves | None, str]:
+        """Learning curves from all trainings, with influence at a round; or None and why not."""
+        return fit(matrix, weights, self.base, list(self.tried.values()), self.tried[index], self.noise)
+
+
+def _means(losses: Losses) -> dict[str, float]:
+    return {q: loss.mean for q, loss in losses.items()}
 
 
 def limits(story: Story, at: Round) -> list[Limit]:
