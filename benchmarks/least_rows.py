@@ -51,15 +51,27 @@ def found_parts(
 
 
 def measured(seed: int, budget: int, output: Path) -> list[dict[str, Any]]:
-    """One suite: joint, and the step from it by each least number of rows."""
+    """One suite: joint, and the step from it by each least number of rows; what is there already is read."""
     sources = many_sources(f"twenty sources, {seed}", seed)
     if sources.blends is None:
         raise ValueError("a suite of sources has blends")
     shares = {name: float(rows) for name, rows in sources.rows.items()}
     bed = Bed(Suite(sources.name, seed, shares, sources.blends), output, budget)
+    paths = {least: bed.folder / f"least-{least}-budget-{budget}.json" for least in LEAST}
+    _measure(bed, sources.blends, {least: path for least, path in paths.items() if not path.exists()})
+    lines = [read_json(path) for path in paths.values()]
+    for line in lines:
+        print({key: value for key, value in line.items() if key != "counts"}, flush=True)
+    return lines
+
+
+def _measure(bed: Bed, blends: Mapping[str, Mapping[str, float]], paths: Mapping[int, Path]) -> None:
+    """Train joint, then write what the step by each least number of rows comes to."""
+    if not paths:
+        return
     halves = {name: split_reference(pool, 0) for name, pool in bed.references.items()}
-    gradient = {name: half[0] for name, half in halves.items()}
-    start, lines = bed.start(), []
+    gradient, deciding = ({name: half[k] for name, half in halves.items()} for k in (0, 1))
+    start, seed = bed.start(), bed.suite.seed
     steps = -(-sum(start.values()) // BATCH_ROWS)
 
     def losses(model: Any, pools: Mapping[str, Any]) -> dict[str, float]:
@@ -67,38 +79,32 @@ def measured(seed: int, budget: int, output: Path) -> list[dict[str, Any]]:
 
     mixture, plan = bed.plan(start, seed, steps)
     model, record = train(bed, plan)
-    deciding = {name: half[1] for name, half in halves.items()}
     base = losses(load_model(base_model_path(), "float32").eval(), deciding)
     volumes = {name: rows * bed.row_tokens[name] for name, rows in start.items()}
     at = Tried(volumes, losses(model, deciding))
     joint = losses(model, bed.tests)
     weights = dict.fromkeys(REFERENCED, 1 / len(REFERENCED))
-    for least in LEAST:
-        done = bed.folder / f"least-{least}-budget-{budget}.json"
-        if not done.exists():
-            settings = config.Influence(least_rows=least)
-            matrix = measure(model, mixture, bed.domains, gradient, settings, record=record)
-            curves, why = fit(matrix, weights, base, [at], at)
-            if curves is None:
-                raise RuntimeError(f"no curves: {why}")
-            sizes = {name: len(pool) for name, pool in bed.domains.items()}
-            step = allocate(
-                start, sizes, bed.row_tokens, slopes_of(matrix, weights), config.Allocation(gate=False), curves=curves
-            )  # fmt: skip
-            after, _ = train(bed, bed.plan(step.counts, seed, steps)[1])
-            read = matrix.facts["tokens"]
-            line = {
-                "suite": seed, "least_rows": least, "tokens": mixture.tokens,
-                "tokens_read": sum(sum(read[kind].values()) for kind in ("drawn", "unused")),
-                "correlation": found_parts(matrix, bed, sources.blends),
-                "joint": float(np.mean(list(joint.values()))),
-                "after": float(np.mean(list(losses(after, bed.tests).values()))),
-                "counts": step.counts,
-            }  # fmt: skip
-            write_json(done, line)
-        lines.append(read_json(done))
-        print({key: value for key, value in lines[-1].items() if key != "counts"}, flush=True)
-    return lines
+    sizes = {name: len(pool) for name, pool in bed.domains.items()}
+    for least, path in paths.items():
+        settings = config.Influence(least_rows=least)
+        matrix = measure(model, mixture, bed.domains, gradient, settings, record=record)
+        curves, why = fit(matrix, weights, base, [at], at)
+        if curves is None:
+            raise RuntimeError(f"no curves: {why}")
+        step = allocate(
+            start, sizes, bed.row_tokens, slopes_of(matrix, weights), config.Allocation(gate=False), curves=curves
+        )  # fmt: skip
+        after, _ = train(bed, bed.plan(step.counts, seed, steps)[1])
+        read = matrix.facts["tokens"]
+        line = {
+            "suite": seed, "least_rows": least, "tokens": mixture.tokens,
+            "tokens_read": sum(sum(read[kind].values()) for kind in ("drawn", "unused")),
+            "correlation": found_parts(matrix, bed, blends),
+            "joint": float(np.mean(list(joint.values()))),
+            "after": float(np.mean(list(losses(after, bed.tests).values()))),
+            "counts": step.counts,
+        }  # fmt: skip
+        write_json(path, line)
 
 
 def main() -> None:
