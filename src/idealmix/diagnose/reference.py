@@ -28,7 +28,7 @@ COLUMNS = [
     "signs told",
     "signs turned",
     "volume elsewhere",
-    f"within {words.percent(NEAR)}",
+    f"within {NEAR:.0%}",
     "± × ",
 ]
 
@@ -64,7 +64,7 @@ def reference(at: Checkpoint) -> Answer:
         notes=[
             "Signs told: of the signs that all rows tell (Holm), the share that the part tells too; turned: the share that it tells "
             "the other way. Volume elsewhere: the share of the volume that the part's step puts into other domains; "
-            f"within {words.percent(NEAR)}: how often that is so little. ± ×: its standard errors over those of all rows.",
+            f"within {NEAR:.0%}: how often that is so little. ± ×: its standard errors over those of all rows.",
             "All rows are the yardstick, with errors of their own: parts agree with it the more, the larger they are, because they share "
             "its rows. Where all rows gate everything, a part that does the same has told nothing.",
             "A half that is chosen by length or loss and lies further off than random halves do says that it matters which rows are in the set.",
@@ -88,7 +88,7 @@ def _conclusions(at: Checkpoint, found: Measured, part: Part) -> Conclusions:
 def _headline(sizes: dict[float, Agreement], rows: dict[float, dict[str, int]], whole: Conclusions) -> str:
     if not any(whole.moves.values()):
         return "All rows of the reference sets together move no domain: they are too few to steer by here."
-    near = words.percent(NEAR)
+    near = f"{NEAR:.0%}"
     enough = [f for f in FRACTIONS if sizes[f].near >= ENOUGH and not sizes[f].turned > 0]
     if not enough:
         half = words.percent(sizes[FRACTIONS[-1]].near)
