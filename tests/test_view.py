@@ -167,6 +167,23 @@ def test_a_run_that_is_going(tmp_path: Path, served: Any) -> None:
     assert "They come when the run has ended." in html
 
 
+def test_a_search_that_is_going(tmp_path: Path, served: Any) -> None:
+    run = tmp_path / "run"
+    going = Going(Run(run / "search", 1))
+    (run / ".phases").mkdir()
+    shutil.copy(going.run / "config.yaml", run / "config.yaml")
+    port = served(run)
+    assert "nothing is evaluated yet" in ask(port, "/")[1]
+    before = ask(port, "/state")[1]
+    going.round(0, 0.0)
+    assert ask(port, "/state")[1] != before
+    html = ask(port, "/")[1]
+    assert "Under way: 1 of at most 3 rounds so far." in html
+    assert "run, search" in html
+    (going.run / "later-result.json").rename(going.run / "result.json")
+    assert "The search has ended; its mixture is trained at the full size." in ask(port, "/")[1]
+
+
 def test_the_page_loads_itself_again(browser: Any, tmp_path: Path, served: Any) -> None:
     going = Going(Run(tmp_path / "run", 1))
     port = served(going.run)

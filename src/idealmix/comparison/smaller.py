@@ -23,13 +23,11 @@ from idealmix.disk import write_json
 from idealmix.evaluation.objective import BY_ROUND_0
 from idealmix.evaluation.set_loss import SetLoss
 from idealmix.methods.protocol import Array
-from idealmix.rounds.folder import RunFolder
+from idealmix.rounds.folder import SEARCH, RunFolder
 from idealmix.rounds.loop import opened
 from idealmix.rounds.result import finite
 from idealmix.rounds.team import Team
 from idealmix.rounds.watch import Watch
-
-FOLDER = "search"
 
 
 def run_smaller(config: Config, watch: Watch, team: Team | None = None) -> dict[str, Any]:
@@ -84,7 +82,7 @@ def smaller(config: Config, amount: float) -> Config:
             "scores": {},
             "training": training.model_copy(update=changes),
             "allocation": allocation.model_copy(update={"budget": budget, "start": start}),
-            "output": str(Path(config.output) / FOLDER),
+            "output": str(Path(config.output) / SEARCH),
         }
     )
 
@@ -148,7 +146,7 @@ def _write(
     content = {
         **found,
         "name": folder.path.name,
-        "search": {**search, "folder": FOLDER, "model": found["model"]},
+        "search": {**search, "folder": SEARCH, "model": found["model"]},
         "full": full,
         "timing": {
             **found["timing"],

@@ -17,7 +17,6 @@ import numpy as np
 
 from idealmix import configfile
 from idealmix.allocation import Allocation, allocate
-from idealmix.comparison.smaller import FOLDER
 from idealmix.config import Config
 from idealmix.data.mixture import Mixture
 from idealmix.diagnostics.conclusions import Conclusions
@@ -29,7 +28,7 @@ from idealmix.influence_matrix import InfluenceMatrix
 from idealmix.influence_rows import Measured
 from idealmix.influence_stage import measure_rows
 from idealmix.rounds.evidence import Trainings, slopes_of
-from idealmix.rounds.folder import RunFolder
+from idealmix.rounds.folder import SEARCH, RunFolder
 from idealmix.rounds.goal import Goal
 from idealmix.rounds.inputs import Inputs, load_inputs
 from idealmix.rounds.loop import claim, start_mixture_counts
@@ -203,7 +202,7 @@ def find(config: Config, watch: Watch) -> Checkpoint:
 
 def _of_search(config: Config) -> Config:
     """The configuration that the search ran with, and how it is asked now."""
-    path = Path(config.output) / FOLDER / "config.yaml"
+    path = Path(config.output) / SEARCH / "config.yaml"
     if not path.is_file():
         raise InputError(
             "this configuration searches on a smaller model or budget, and its search has not begun",

@@ -27,6 +27,9 @@ from idealmix.errors import IdealmixError
 # Part of every key: raise it when the meaning of an artifact changes, so that old ones are not mixed in.
 FORMAT = 1
 
+SEARCH = "search"
+"""In the folder of a run with a ``search`` block: the folder of the search, a run of its own."""
+
 # Behind a claim's key once its part is whole, but not hashed yet: hashing a checkpoint takes its time.
 _WRITTEN = "\nwritten\n"
 

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from jinja2 import UndefinedError
 
@@ -21,6 +22,7 @@ from idealmix.report.answers import answers_in
 from idealmix.report.page import build, check, live_script
 from idealmix.report.templates import render
 from idealmix.report.whatif import WhatIf, load
+from idealmix.rounds.folder import SEARCH
 from idealmix.view import progress
 
 
@@ -40,9 +42,10 @@ def check_run(run: Path) -> None:
 
 
 def state(run: Path) -> str:
-    """A word that changes whenever a phase of the run begins or ends, or its result is written."""
-    markers = progress.files_below(run / ".phases", ".done")
-    seen = progress.dated([*(run / name for name in _RESULTS), *markers])
+    """A word that changes whenever a phase of the run, or of its search, begins or ends, or a result is written."""
+    runs = (run, run / SEARCH)
+    markers = (marker for one in runs for marker in progress.files_below(one / ".phases", ".done"))
+    seen = progress.dated([*(one / name for one in runs for name in _RESULTS), *markers])
     return hashlib.sha256(repr((seen, progress.current(run))).encode()).hexdigest()[:16]
 
 
@@ -77,7 +80,7 @@ def _page(run: Path, now: str) -> str:
             from idealmix.comparison.page import build as build_comparison
 
             return build_comparison(read_json(run / name), live=now)
-    result = progress.partial(run)
+    result = _search(run) if (run / SEARCH / ".phases").is_dir() else progress.partial(run)
     if result is not None:
         result["under_way"] += _now(run)
         return build(result, WhatIf(None, "They come when the run has ended."), live=now)
@@ -88,6 +91,18 @@ def _page(run: Path, now: str) -> str:
         _now(run) or "No phase is going on.",
         progress.finished(run),
     )
+
+
+def _search(run: Path) -> dict[str, Any] | None:
+    """How far the search of a run has come, or what it found while its mixture is trained in full."""
+    where = run / SEARCH
+    if not (where / "result.json").is_file():
+        result = progress.partial(where)
+    else:
+        result = read_json(where / "result.json")
+        check(result)
+        result["under_way"] = "The search has ended; its mixture is trained at the full size."
+    return result and {**result, "name": f"{run.resolve().name}, {where.name}"}
 
 
 def serve(run: Path, port: int = 0) -> ThreadingHTTPServer:
