@@ -117,6 +117,13 @@ def test_bounds_that_cut_a_shorter_step_to_the_rejected_mixture_shorten_it_furth
     assert propose(after(begin(), LEANS_WELL), same).action == "end"
 
 
+def test_a_step_that_was_shorter_than_asked_is_the_one_that_is_halved():
+    """`equalise` in the place of `curves` goes 3 at most: half of 7 would be the same step again."""
+    proposed = propose(begin(m=0.8), step(begin(m=0.2), dict.fromkeys(NAMES, 1000)))
+    assert proposed.m == pytest.approx(0.2)
+    assert next_step(proposed, decide(WORSE)).m == pytest.approx(0.1)
+
+
 def test_the_longest_step_that_cannot_be_seen_is_halved():
     state = after(begin(m=1.0), LEANS_WELL)
     assert (state.action, state.m) == ("allocate", pytest.approx(0.5))

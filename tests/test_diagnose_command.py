@@ -109,6 +109,38 @@ def test_a_step_that_is_asked_for_is_the_one_that_the_run_took(folder: Path) -> 
     assert step.counts == {name: move["after"] for name, move in first["allocation"]["moves"].items()}
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (["references.swap.path=count/reference.jsonl"], "references.swap.path"),
+        (["seed=7"], "seed: 0 -> 7"),
+        (["domains.third=count/train.jsonl"], "domains.third"),
+    ],
+)
+def test_another_configuration_is_not_asked_of_the_run(folder: Path, change: list[str], named: str) -> None:
+    with pytest.raises(InputError) as error:
+        find(configfile.load(folder / "config.yaml", change), Silent())
+    assert named in error.value.what
+    as_it_is = [
+        "influence.damping=0.01",
+        "references.swap.weight=3",
+        "objective=relative",
+        "allocation.m=0.2",
+    ]
+    assert find(configfile.load(folder / "config.yaml", as_it_is), Silent()).config.allocation.m == 0.2
+
+
+def test_a_round_that_is_being_made_anew_is_not_asked(folder: Path) -> None:
+    path = folder / "run" / "result.json"
+    text = path.read_text(encoding="utf-8")
+    stale = json.loads(text)
+    stale["rounds"][0]["counts"]["swap"] += 1
+    path.write_text(json.dumps(stale), encoding="utf-8")
+    with pytest.raises(InputError, match="round 0 is being made anew"):
+        find(configfile.load(folder / "config.yaml", []), Silent())
+    path.write_text(text, encoding="utf-8")
+
+
 def test_one_question_at_a_time(folder: Path) -> None:
     for flags, said in (([], "nothing"), (["--noise", "--conflict"], "more than one question")):
         done = CliRunner().invoke(app, ["diagnose", str(folder / "config.yaml"), *flags])

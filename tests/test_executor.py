@@ -68,6 +68,14 @@ def test_rounds_that_start_elsewhere_have_joints_tokens(
             assert executor.amount == pytest.approx(given, rel=0.1)
 
 
+def test_methods_know_the_bounds(tmp_path: Path) -> None:
+    """What a method looks for lies within the cap, so that its best is not cut afterwards."""
+    with made(tmp_path, "allocation.cap={count: 0.4}") as executor:
+        most = dict(zip(executor.inputs.domains, executor._problem().most))
+        assert most["count"] == pytest.approx(0.4, abs=0.01)
+        assert most["swap"] > 1
+
+
 def test_one_model_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from idealmix.methods import online
 

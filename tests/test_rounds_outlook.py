@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from loop_helpers import World
 from scipy.optimize import minimize
+
+from idealmix.rounds.outlook import outlook
 
 SIZES = {"maths": 0.9, "code": 0.3, "law": 0.6}
 
@@ -36,6 +40,16 @@ def test_what_is_left_is_foretold_and_worth_a_round(tmp_path):
     assert found["text"].endswith(
         "A further round is worth its training: raise allocation.rounds (the same folder goes on)."
     )
+
+
+def test_rounds_that_ended_with_patience_are_not_told_to_go_on_in_number(tmp_path):
+    """More rounds would end at the same place: patience is asked before their number."""
+    start = {"maths": 200, "code": 2000, "law": 800}
+    given = {"rounds": 2, "m": 0.3, "start": start, "patience": 0}
+    story, _ = world(row_noise=1e-4).run(tmp_path, tuple(SIZES), **given)
+    assert story.state.failures == 0
+    story.state = replace(story.state, failures=1)
+    assert "they ended with allocation.patience" in outlook(story, dict.fromkeys(SIZES, 1.0)).text
 
 
 def test_what_noise_would_hide_is_not(tmp_path):

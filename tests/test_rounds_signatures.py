@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -83,6 +84,15 @@ def test_stagnation_names_its_likely_cause(tmp_path, errors, damping, says):
     (said,) = result["warnings"]
     assert says in said
     assert ("damping" in said) == (damping > 0.1)
+
+
+def test_more_rows_are_asked_for_where_all_are_measured(tmp_path):
+    world = World({"maths": law("maths"), "code": law("code")}, slope_error=(0.1, 5.0))
+    story, _ = world.run(tmp_path, THREE)
+    at = story.rounds[0]
+    every = replace(at.influence.moments, fraction=np.ones_like(at.influence.moments.fraction))
+    at.influence = replace(at.influence, moments=every)
+    assert any("all are measured already, so add training rows" in said for said in signatures(story))
 
 
 def test_what_cannot_be_learnt_is_named(tmp_path):

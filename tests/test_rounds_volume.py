@@ -76,6 +76,19 @@ def test_no_mover_goes_beyond_the_bounds_it_was_given(seed: int) -> None:
     assert held["d1"] >= after["d1"]
 
 
+def test_a_few_heavy_rows_do_not_make_up_for_all_others() -> None:
+    """Chat and code of thousands of rows miss their mean by more tokens than all of the papers have."""
+    data = pools(1, [4000, 4000, 300])
+    data["d2"].tokens = data["d2"].tokens * 6
+    for seed in range(12):
+        drawn = Drawn(data, "tokens", seed)
+        before = {"d0": 1500, "d1": 1500, "d2": 40}
+        after, amount = {"d0": 1800, "d1": 1200, "d2": 36}, drawn.amount(before)
+        held = drawn.hold(step(before, after), amount, config.Allocation(max_repeats=4)).counts
+        assert 35 <= held["d2"] <= 37
+        assert abs(drawn.amount(held) - amount) < 0.01 * amount
+
+
 def test_amount_is_what_draw_draws() -> None:
     data = pools(0, [30, 50])
     counts = {"d0": 75, "d1": 20}  # repetitions too

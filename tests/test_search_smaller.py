@@ -22,6 +22,9 @@ SEARCH = {"fraction": 0.5, "lora": True, "learning_rate": 0.02}
 def test_carried_keeps_the_proportions_of_rows() -> None:
     # 30 and 10 rows of 2 and 6 tokens: 60 and 60 tokens
     np.testing.assert_allclose(carried({"a": 30, "b": 10}, {"a": 2.0, "b": 6.0}), [0.5, 0.5])
+    np.testing.assert_allclose(
+        carried({"b": 10, "a": 30}, {"a": 1.0, "b": 6.0}), [30 / 90, 60 / 90]
+    )  # by name
     np.testing.assert_allclose(carried({"a": 0, "b": 7}, {"a": 2.0, "b": 6.0}), [0.0, 1.0])
 
 

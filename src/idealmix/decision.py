@@ -267,10 +267,11 @@ class LoopState:
 
 
 def propose(state: LoopState, allocation: Allocation) -> LoopState:
-    """Take up an allocation made at the incumbent with ``state.m``: "train" it, or "end" where it is nothing new.
+    """Take up an allocation made at the incumbent with ``state.m``, or with less (`allocate` says why): "train" it, or "end" where it is nothing new.
 
     A bound may cut a step of half the length to the mixture that was just found worse: "allocate" again, with half of m.
     """
+    state = replace(state, m=min(state.m, allocation.m))
     if allocation.equilibrium:
         return replace(state, action="end", reason=f"Ended at round {state.round}. {allocation.reason}")
     if state.keep == "better" and allocation.counts in [dict(counts) for counts in state.tried]:

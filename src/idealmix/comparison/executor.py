@@ -47,6 +47,7 @@ from idealmix.rounds.phases import Evaluated, Mixed, Trained
 from idealmix.rounds.team import Team
 from idealmix.rounds.volume import Drawn, mean_volumes
 from idealmix.rounds.watch import Watch
+from idealmix.volumes import row_bounds
 
 
 @dataclass(frozen=True)
@@ -359,13 +360,17 @@ class Executor:
 
     def _problem(self) -> Problem:
         domains = tuple(self.inputs.domains)
-        volumes = np.array([self.sizes[name] * self.per_row[name] for name in domains])
+        sizes, per_row = (
+            np.array([float(of[name]) for name in domains]) for of in (self.sizes, self.per_row)
+        )
+        _, most = row_bounds(domains, sizes, per_row, self.config.allocation, self.amount, held=False)
+        volumes = sizes * per_row
         weights = {name: source.weight for name, source in self.config.references.items()}
         total = sum(weights.values())
         return Problem(
             domains=domains,
             natural=volumes / volumes.sum(),
-            most=self.config.allocation.max_repeats * volumes / self.amount,
+            most=most * per_row / self.amount,
             weights={name: weight / total for name, weight in weights.items()},
             amount=float(self.amount),
             unit=self.unit,

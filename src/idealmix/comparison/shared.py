@@ -20,7 +20,7 @@ from idealmix.methods.protocol import Rule
 from idealmix.rounds.folder import Artifact, RunFolder
 from idealmix.rounds.inputs import Inputs
 from idealmix.rounds.models import device
-from idealmix.rounds.phases import Evaluated, Mixed, Phases, Trained
+from idealmix.rounds.phases import UNWATCHED, Evaluated, Mixed, Phases, Trained
 from idealmix.rounds.team import Team
 from idealmix.rounds.watch import Watch
 
@@ -176,8 +176,9 @@ class SharedPhases(Phases):
                 **self._model_key(None),
                 "reference": reference.artifact.key if reference else None,
                 "domains": self.inputs.digests("domains"),
+                "order": list(self.inputs.domains),  # weights are by place
                 "targets": [self.inputs.digests("gradient_halves"), dict(weights)] if weights else None,
-                "training": settings.model_dump(mode="json"),
+                "training": settings.model_dump(mode="json", exclude=UNWATCHED),
                 "rule": {"measures": rule.measures, "interval": rule.interval, **rule.settings()},
                 "steps": steps,
                 "rows": rows,

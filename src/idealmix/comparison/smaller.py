@@ -93,7 +93,9 @@ def carried(counts: Mapping[str, int], per_row: Mapping[str, float]) -> Array:
     Args:
         per_row: mean volume of a row in the full run's unit and tokens.
     """
-    volumes = np.array([count * per_row[name] for name, count in counts.items()])
+    volumes = np.array(
+        [counts[name] * volume for name, volume in per_row.items()]
+    )  # in the order of the domains
     return np.asarray(volumes / volumes.sum())
 
 

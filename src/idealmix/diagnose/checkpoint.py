@@ -31,7 +31,7 @@ from idealmix.rounds.evidence import Trainings, slopes_of
 from idealmix.rounds.folder import SEARCH, RunFolder
 from idealmix.rounds.goal import Goal
 from idealmix.rounds.inputs import Inputs, load_inputs
-from idealmix.rounds.loop import claim, start_mixture_counts
+from idealmix.rounds.loop import claim, on_the_way, refuse_another, start_mixture_counts
 from idealmix.rounds.models import device
 from idealmix.rounds.phases import Phases, memory_errors
 from idealmix.rounds.team import Team
@@ -172,21 +172,22 @@ def find(config: Config, watch: Watch) -> Checkpoint:
     Of a run that searched on a smaller model or budget it is the search's best round.
 
     Raises:
-        InputError: the data or the configuration is wrong, the folder holds an unfinished run of another configuration, or
-            nothing of a run with a ``search`` block.
+        InputError: the data or the configuration is wrong, the folder holds a run of another configuration or one that is under
+            way, or nothing of a run with a ``search`` block.
         IdealmixError: the training failed, or another process works on the folder.
     """
     if config.search is not None:
         config = _of_search(config)
     folder = Path(config.output)
+    refuse_another(folder, config, _as_asked)
     watch.begin("reading the data")
     inputs = load_inputs(config, watch)
     watch.end(0.0, reused=False)
     result = read_json(folder / "result.json") if (folder / "result.json").is_file() else {}
-    index, rounds = result.get("best"), [one["index"] for one in result.get("rounds", [])]
+    index, rounds = result.get("best"), {one["index"]: one["counts"] for one in result.get("rounds", [])}
     where = folder / f"round-{index or 0}"
     if index is None or not (where / "train" / "record.json").is_file():
-        where, index, rounds = _train(config, inputs, watch), 0, [0]
+        where, index, rounds = _train(config, inputs, watch), 0, {0: start_mixture_counts(config, inputs)}
     return Checkpoint(
         config=config,
         inputs=inputs,
@@ -198,6 +199,23 @@ def find(config: Config, watch: Watch) -> Checkpoint:
         trainings=_trainings(config, inputs, rounds),
         watch=watch,
     )
+
+
+def _as_asked(old: Mapping[str, Any], new: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A run's configuration with what a question may be asked with: how influence is measured, the goal, the step, scores."""
+    taken = {
+        **on_the_way(old, new),
+        **{
+            key: new[key]
+            for key in ("influence", "objective", "allocation", "tests", "scores", "constraints")
+        },
+    }
+    weights = {name: source["weight"] for name, source in new["references"].items()}
+    sources = {
+        name: {**source, "weight": weights.get(name, source["weight"])}
+        for name, source in old["references"].items()
+    }
+    return {**taken, "references": sources}
 
 
 def _of_search(config: Config) -> Config:
@@ -235,13 +253,19 @@ def objective_weights(config: Config, where: Path) -> dict[str, float]:
     return Goal(config.objective, weights, start, base=base).gradient(losses)
 
 
-def _trainings(config: Config, inputs: Inputs, indices: Sequence[int]) -> Trainings:
-    """Of a run's rounds, and of round 0's replicates that are there."""
+def _trainings(config: Config, inputs: Inputs, counts: Mapping[int, Mapping[str, int]]) -> Trainings:
+    """Of a run's rounds, whose counts its result tells, and of round 0's replicates that are there."""
     run = Path(config.output)
     rounds = {}
-    for index in indices:
+    for index, known in counts.items():
         where = run / f"round-{index}"
-        rounds[index] = Mixture.read(where / "mixture.json", inputs.domains).counts, _deciding(where)
+        if Mixture.read(where / "mixture.json", inputs.domains).counts != known:
+            raise InputError(
+                f"round {index} is being made anew, its result is of an earlier mixture",
+                where=str(run),
+                mend="idealmix run CONFIG to its end first",
+            )
+        rounds[index] = known, _deciding(where)
     numbers = range(1, config.allocation.replicates + 1)
     again = [run / "round-0" / f"replicate-{number}" for number in numbers]
     replicates = [_deciding(where) for where in again if (where / "evaluation.json").is_file()]

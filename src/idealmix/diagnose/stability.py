@@ -113,7 +113,7 @@ def _rounds(at: Checkpoint) -> dict[str, Conclusions]:
         return {}
     found = {}
     for one in read_json(path)["rounds"]:
-        if one["influence"] and one["index"] != at.index:
+        if one["influence"] and one["index"] != at.index and one["index"] in at.trainings.tried:
             matrix = InfluenceMatrix.from_json(one["influence"])
             found[f"round {one['index']}"] = at.of_round(one["index"]).conclusions(matrix)
     return found

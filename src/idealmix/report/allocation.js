@@ -335,6 +335,8 @@ const Allocation = (() => {
 
   const amount = (data, counts) => sum(counts.map((n, i) => amountOf(data.drawn[i], n)));
 
+  const CORRECTION = 0.05;
+
   /** The movers' counts changed by a few rows within their bounds, so that the rows really drawn amount to the budget. */
   function hold(data, choice, before, after) {
     const budget = choice.budget, [least, most] = rowBounds(data, choice, budget, false);
@@ -342,7 +344,11 @@ const Allocation = (() => {
     const order = before.map((_, i) => i).filter(i => after[i] !== before[i]).sort((i, j) => mean[j] - mean[i] || i - j);
     for (const i of order) {
       const one = n => amountOf(data.drawn[i], n), grows = after[i] > before[i];
-      const [low, high] = grows ? [before[i] + 1, Math.max(most[i], after[i])] : [Math.min(least[i], after[i]), before[i] - 1];
+      let [low, high] = grows ? [before[i] + 1, Math.max(most[i], after[i])] : [Math.min(least[i], after[i]), before[i] - 1];
+      if (i !== order[order.length - 1]) {
+        const reach = Math.max(Math.floor(CORRECTION * after[i]), 1);
+        [low, high] = [Math.max(low, after[i] - reach), Math.min(high, after[i] + reach)];
+      }
       const wanted = one(after[i]) + budget - amount(data, counts);
       let a = low, b = Math.max(high + 1, low);
       while (a < b) { const mid = Math.floor((a + b) / 2); if (one(mid) < wanted) a = mid + 1; else b = mid; }

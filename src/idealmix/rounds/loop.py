@@ -7,7 +7,7 @@ Flows in: a resolved configuration. Flows out: the run folder (see docs/files.md
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,9 @@ from idealmix.rounds.watch import Watch
 
 SEED_STRIDE = 1_000_003
 """Seeds of round 0's replicates lie this far apart, so that a run with the next seed does not repeat them."""
+
+
+Taken = Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]]
 
 
 @dataclass
@@ -122,7 +125,19 @@ def claim(folder: RunFolder, config: Config, held: contextlib.ExitStack) -> None
 def _enter(folder: RunFolder, config: Config, held: contextlib.ExitStack) -> None:
     """`claim` without writing."""
     held.enter_context(folder.locked())
-    path = folder.path / "config.yaml"
+    refuse_another(folder.path, config, on_the_way)
+
+
+def refuse_another(folder: Path, config: Config, taken: Taken) -> None:
+    """Refuse a folder that holds another configuration.
+
+    Args:
+        taken: the folder's configuration and this one, as mappings, to the folder's with what may have changed taken over.
+
+    Raises:
+        InputError: the message names every changed key; or the folder's configuration is damaged.
+    """
+    path = folder / "config.yaml"
     if not path.exists():
         return
     try:
@@ -137,11 +152,11 @@ def _enter(folder: RunFolder, config: Config, held: contextlib.ExitStack) -> Non
     new = config.model_dump(mode="json")
     # a folder may be moved: where it lies is not part of what was run
     changed = configfile.differences({**old, "output": ""}, {**new, "output": ""})
-    if changed and configfile.differences({**_on_the_way(old, new), "output": ""}, {**new, "output": ""}):
+    if changed and configfile.differences({**taken(old, new), "output": ""}, {**new, "output": ""}):
         raise InputError(
             "this folder holds a run with another configuration:\n"
             + "\n".join(f"  {line}" for line in changed),
-            where=str(folder.path),
+            where=str(folder),
             mend="set another `output` for the new configuration, or take the change back",
         )
 
@@ -152,7 +167,7 @@ def _keep(folder: RunFolder, config: Config) -> None:
         write_text(path, text)
 
 
-def _on_the_way(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+def on_the_way(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """The old configuration with the new one's values where a run may change on its way.
 
     A run goes on from where its rounds ended, how it is measured is part of the phases' own keys, and how a training is
@@ -220,15 +235,15 @@ def tell(config: Config, inputs: Inputs, phases: Phases, watch: Watch) -> Story:
             calibration=state.calibration,
             curves=found,
         )
-        if why and not step.equilibrium:
-            story.warnings.append(f"round {last.index}: the rule equalise takes the place of curves: {why}")
-            watch.warn(story.warnings[-1])
         if allocation.budget.hold:
             step = drawn.hold(step, amount, allocation)
         state = propose(state, step)
         if state.action == "allocate":  # shorter
             watch.note(state.reason)
             continue
+        if why and not step.equilibrium:
+            story.warnings.append(f"round {last.index}: the rule equalise takes the place of curves: {why}")
+            watch.warn(story.warnings[-1])
         phases.allocation(f"round-{last.index}", {"from": best.index, **step.to_json()})
         last.allocation = step
         watch.table(*tables.allocation_table(step))

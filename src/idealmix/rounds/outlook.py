@@ -65,8 +65,8 @@ def outlook(story: Story, per_row: Mapping[str, float]) -> Outlook | None:
     ).replace("-", "−")
     if -expected < visible:
         said += "A further round is not worth its training."
-    elif story.state.round + 1 >= settings.rounds:
+    elif story.state.failures <= settings.patience and story.state.round + 1 >= settings.rounds:
         said += "A further round is worth its training: raise allocation.rounds (the same folder goes on)."
     else:
-        said += "That is more than the rounds found, which ended before their number did."
+        said += "That is more than the rounds found; they ended with allocation.patience, which a run keeps: raise it in a new one."
     return Outlook(expected, visible, said)

@@ -58,9 +58,12 @@ def _stagnation(story: Story) -> Iterator[str]:
             f"{rows:,} rows): add reference rows"
         )
     else:
+        every = bool((matrix.moments.fraction >= 1).all())
+        mend = (
+            "all are measured already, so add training rows" if every else "raise influence.sample_fraction"
+        )
         causes.append(
-            f"too few training rows are measured (they make {1 - share:.0%} of the error's variance): raise "
-            "influence.sample_fraction"
+            f"too few training rows are measured (they make {1 - share:.0%} of the error's variance): {mend}"
         )
     if story.config.influence.curvature != "identity" and story.config.influence.damping >= STRONG_DAMPING:
         causes.append(

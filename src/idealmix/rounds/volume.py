@@ -35,6 +35,10 @@ def mean_volumes(pools: Mapping[str, Pool], unit: str) -> dict[str, float]:
     return {name: float(row_volumes(pool, unit).mean()) for name, pool in pools.items()}
 
 
+CORRECTION = 0.05
+"""Of a mover's rows: the most that rounding to the drawn rows' volume may add or take, but for the last mover's."""
+
+
 class Drawn:
     """Volumes of the prefixes that `data.mixture.draw` takes with one seed."""
 
@@ -82,8 +86,9 @@ class Drawn:
     def hold(self, step: Allocation, amount: float, settings: config.Allocation) -> Allocation:
         """The same step with its movers' counts changed by a few rows, so that the rows drawn amount to `amount`.
 
-        The mover with the heaviest rows is changed first, the lightest last; none turns round or goes beyond floor, cap or
-        ``max_repeats``, and domains that keep their count keep it. What remains is about half a row.
+        The mover with the heaviest rows is changed first, the lightest last, each but the last by a row or `CORRECTION` of its rows
+        at most; none turns round or goes beyond floor, cap or ``max_repeats``, and domains that keep their count keep it. What remains
+        is about half a row.
         """
         counts, names = step.counts, sorted(step.counts)
         mean = {name: self._sums[name][-1] / len(self._pools[name]) for name in names}
@@ -91,13 +96,17 @@ class Drawn:
         lower, upper = row_bounds(names, sizes, weights, settings, amount, held=False)
         least, most = dict(zip(names, lower.astype(int))), dict(zip(names, upper.astype(int)))
         movers = [name for name, move in step.moves.items() if move.after != move.before]
-        for name in sorted(movers, key=lambda name: (-mean[name], name)):
+        order = sorted(movers, key=lambda name: (-mean[name], name))
+        for name in order:
             before, after = step.moves[name].before, counts[name]
             # a step never leaves a domain beyond its bounds by more than it found it
             if after > before:
                 low, high = before + 1, max(int(most[name]), after)
             else:
                 low, high = min(int(least[name]), after), before - 1
+            if name != order[-1]:
+                reach = max(int(CORRECTION * after), 1)
+                low, high = max(low, after - reach), min(high, after + reach)
             wanted = self._one(name, after) + amount - self.amount(counts)
             counts[name] = self._nearest(name, wanted, low, high)
         moves = {
