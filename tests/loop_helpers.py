@@ -86,7 +86,7 @@ class World:
         watch = Recorder()
         story = tell(config, inputs, Fake(self, inputs, config), watch)  # type: ignore[arg-type]
         folder = SimpleNamespace(path=tmp_path, seconds=dict)
-        return story, assemble(story, inputs, folder) | {"notes": watch.notes, "warned": watch.warnings}  # type: ignore[arg-type]
+        return story, assemble(story, folder) | {"notes": watch.notes, "warned": watch.warnings}  # type: ignore[arg-type]
 
 
 class Recorder:

@@ -265,14 +265,6 @@ def test_missing_errors_gate():
     assert out.moves["math"].gated
 
 
-def test_a_given_amount_corrects_what_earlier_rounds_left_over():
-    per_row = {"math": 100.0, "code": 40.0, "chat": 10.0, "law": 7.0}
-    measured = slopes(NAMES, [0.4, -0.4, 0, 0], se=0.02)
-    out = allocate(COUNTS, SIZES, per_row, measured, settings(m=0.2), amount=157_040)
-    assert out.amount_after == 157_040
-    assert out.counts == {"math": 920, "code": 1201, "chat": 1000, "law": 1000}
-
-
 def test_free_volume_that_outgrows_a_cap_is_cut_not_refused():
     capped = settings("rows", hold=False, max_repeats=1, cap=0.9, m=1.0, gate=False)
     growing = slopes(["a", "b"], [NAN, -1.0], drawn=[0.0, 0.0])

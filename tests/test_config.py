@@ -322,6 +322,18 @@ def test_the_config_page_is_written_from_the_schema() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_worst_goes_in_small_steps(tmp_path: Path) -> None:
+    """Its slope is that of one set: along curves that set would get all that the others can give."""
+    path = write(tmp_path, GOOD)
+    alone = configfile.load(path, ["objective=worst"]).allocation
+    assert (alone.rule, alone.m) == ("scaled", 0.15)
+    assert configfile.load(path, ["objective=worst", "allocation.patience=2"]).allocation.rule == "scaled"
+    assert configfile.load(path, ["objective=relative"]).allocation.rule == "curves"
+    assert "worst has the slope of one set" in message(
+        tmp_path, GOOD, "objective=worst", "allocation.rule=curves"
+    )
+
+
 def test_what_worst_and_patience_say_is_what_they_do():
     """Weights only choose among the losses of ``worst``; patience is what is borne, not what ends the loop."""
     slopes = objective_gradient({"a": 2.0, "b": 1.0, "c": 9.0}, {"a": 0.1, "b": 5.0, "c": 0.0}, "worst")

@@ -227,7 +227,7 @@ class Allocation(Settings):
         default_factory=lambda known: "curves" if known["budget"].hold else "scaled",
         description="curves: to the best mixture within reach along learning curves fitted to all losses so far, influence saying who helps whom "
         "(the default of a held budget); equalise: towards equal gains for each unit of a held budget, by one power law; scaled: beta_i = - m slope_i / max |slope|, "
-        "the paper's (the default of a free volume); exponentiated: shares times exp(- eta dL/dshare)",
+        "the paper's (the default of a free volume, and of the objective worst); exponentiated: shares times exp(- eta dL/dshare)",
     )
     m: float = Field(
         default_factory=lambda known: {"curves": 7.0, "equalise": 3.0, "scaled": 0.15, "exponentiated": 1.0}[
@@ -335,6 +335,15 @@ class Config(Settings):
     )
     seed: int = Field(0, ge=0, description="of every draw, order and sample")
     output: str = Field("runs/my-run", description="the run folder")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _small_steps_for_worst(cls, data: Any) -> Any:
+        """`worst` looks at one set at a time: a rule that goes far by it would ruin the others."""
+        if not isinstance(data, dict) or data.get("objective") != "worst":
+            return data
+        given = data.get("allocation") or {}
+        return {**data, "allocation": {"rule": "scaled", **given}} if isinstance(given, dict) else data
 
     @property
     def final_scores(self) -> dict[str, Score]:

@@ -266,6 +266,12 @@ def _cross_checks(config: Config) -> Iterator[Problem]:
             ("influence", "response"),
             f"{response!r} works in ekfac's or kfac's eigenbasis; curvature is {config.influence.curvature!r}",
         )
+    if allocation.rule in ("curves", "equalise") and config.objective == "worst":
+        yield (
+            ("allocation", "rule"),
+            f"{allocation.rule} goes as far as the objective's slope lets it, and worst has the slope of one set at a time: the others "
+            "would be ruined on the way; leave the rule out (scaled then), or set objective to relative",
+        )
     if allocation.rule in ("curves", "equalise") and config.method != "ideal-paper":
         if not allocation.budget.hold:
             yield (

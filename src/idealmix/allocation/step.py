@@ -32,7 +32,6 @@ def allocate(
     m: float | None = None,
     limits: Sequence[Limit] = (),
     calibration: float = 1.0,
-    amount: float | None = None,
     curves: Curves | None = None,
 ) -> Allocation:
     """One step from the current counts along the objective's slopes.
@@ -58,7 +57,6 @@ def allocate(
         limits: no-regression limits with what remains of each.
         calibration: measured over predicted change of earlier steps (``LoopState.calibration``); scales the
             predictions that the limits are held against, nothing else.
-        amount: the budget, in its unit; None: what `counts` amount to.
         curves: fitted at these counts, for the rule ``curves``; without them ``equalise`` takes its place.
 
     Raises:
@@ -69,7 +67,7 @@ def allocate(
     slopes = slopes.sorted(names)
     limits = [Limit(lim.reference, lim.slopes.sorted(names), lim.allowance) for lim in limits]
     hold, volume = settings.budget.hold, n * weight
-    total = float(volume.sum()) if amount is None else float(amount)
+    total = float(volume.sum())
 
     slope, se, dof, notes = chosen(slopes, n)
     rule = settings.rule

@@ -25,7 +25,6 @@ def conflict(at: Checkpoint) -> Answer:
     (found,) = at.measure("measuring influence")
     pairs, alike = relations(found.matrix), likeness(found)
     domains = list(found.matrix.domains)
-    # a domain hurts another's capability where a reference set has the other's name; its own is no conflict
     hurts = [r for r in pairs if r.says == "hurts"]
     tables = [_pairs(pairs)]
     if near := _near(domains, alike):

@@ -74,8 +74,9 @@ def _influence(of_round: Mapping[str, Any], result: Mapping[str, Any], *, drawn:
 def in_sizes(found: Mapping[str, Any], signs: list[list[words.Sign]], most: int = 4) -> list[str]:
     """What a tenth more of a domain does to a loss, in words: the largest entries that are told from zero.
 
-    Only of responses whose size retraining has confirmed within a factor of two (docs/results/fidelity.md). alpha is the slope by the
-    relative volume; with a held budget the others' giving way moves the domain's share by 1 / (1 - share) more.
+    Only of responses whose size retraining has confirmed within a factor of two, over all entries together; single
+    ones can be further off (docs/results/fidelity.md). alpha is the slope by the relative volume; with a held budget
+    the others' giving way moves the domain's share by 1 / (1 - share) more.
     """
     shares, se = found.get("token_shares") or {}, found.get("se_population")
     if found.get("response") not in ("finite", "unrolled") or not shares or not se:

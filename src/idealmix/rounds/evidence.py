@@ -102,7 +102,8 @@ class Trainings:
 
 
 def _means(losses: Losses) -> dict[str, float]:
-    return {q: loss.mean for q, loss in losses.items()}
+    # a loss of exactly 0, which a saturated model can have, has no logarithm
+    return {q: max(loss.mean, 1e-12) for q, loss in losses.items()}
 
 
 def limits(story: Story, at: Round) -> list[Limit]:

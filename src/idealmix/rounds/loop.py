@@ -301,7 +301,7 @@ def _sizes(inputs: Inputs) -> dict[str, int]:
 
 def finish(story: Story, inputs: Inputs, folder: RunFolder) -> dict[str, Any]:
     """Write ``manifest.json``, ``draw.json``, ``result.json`` and the report; returns the result."""
-    content = result.assemble(story, inputs, folder)
+    content = result.assemble(story, folder)
     unit, seed = story.config.allocation.budget.unit, story.config.seed
     drawn = Drawn(inputs.domains, unit, seed)
     amount = drawn.amount(story.rounds[0].mixed.mixture.counts)

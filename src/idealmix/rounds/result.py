@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _PACKAGES = ("torch", "transformers", "trl", "datasets", "accelerate", "peft", "numpy", "scipy")
 
 
-def assemble(story: Story, inputs: Inputs, folder: RunFolder) -> dict[str, Any]:
+def assemble(story: Story, folder: RunFolder) -> dict[str, Any]:
     """The content of ``result.json``."""
     config, state, first = story.config, story.state, story.rounds[0]
     if state is None:
@@ -40,12 +40,12 @@ def assemble(story: Story, inputs: Inputs, folder: RunFolder) -> dict[str, Any]:
         "name": folder.path.name,
         "model": config.model,
         "method": config.method,
-        "budget": {**config.allocation.budget.model_dump(), "size": config.allocation.budget.size},
+        "budget": config.allocation.budget.model_dump(),
         "objective": config.objective,
         "domains": list(config.domains),
         "references": list(config.references),
         "weights": {name: source.weight for name, source in config.references.items()},
-        "rounds": [_round(story, one, inputs) for one in story.rounds],
+        "rounds": [_round(story, one) for one in story.rounds],
         "base": {
             "losses": _figures(story.base.deciding),
             "objective": _objective(story, story.base.deciding),
@@ -109,7 +109,7 @@ def hardware() -> str:
     return machine
 
 
-def _round(story: Story, one: Round, inputs: Inputs) -> dict[str, Any]:
+def _round(story: Story, one: Round) -> dict[str, Any]:
     record, mixture, first = one.trained.record, one.mixed.mixture, story.rounds[0]
     from_start = None
     if one is not first:
