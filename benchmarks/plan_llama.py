@@ -1,13 +1,15 @@
 """What `idealmix plan` predicts for the influence stage of Llama-3.1-8B on one H200. A prediction: nothing is measured.
 
 Flows in: the model's sizes, 4 domains of 250 rows x 512 tokens, 4 gradient halves of 25 rows x 512 tokens. Flows out: a
-Markdown table of mlp and all-linear layers, EK-FAC and K-FAC, matrices in memory and on disk; the last line is one JSON object.
+Markdown table of mlp and all-linear layers, EK-FAC and K-FAC, matrices in memory and on disk; with --json one JSON object
+as the last line.
 
     python -m benchmarks.plan_llama --json
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 from types import SimpleNamespace
 from typing import Any
@@ -74,6 +76,11 @@ def settings(**influence: str) -> Config:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    options = parser.parse_args()
     blueprint, machine = Blueprint(MODEL), MACHINES["h200"]
     found: list[dict[str, Any]] = []
     for layers in ("mlp", "linear"):
@@ -89,7 +96,8 @@ def main() -> None:
     print("| " + " | ".join(keys) + " |\n|" + "---|" * len(keys))
     for row in found:
         print("| " + " | ".join(str(row[key]) for key in keys) + " |")
-    print(json.dumps({"machine": "h200", "predicted": found}))
+    if options.json:
+        print(json.dumps({"machine": "h200", "predicted": found}))
 
 
 def _row(layers: str, curvature: str, store: str, phases: dict[str, Phase], memory: float) -> dict[str, Any]:

@@ -195,7 +195,7 @@ class Influence(Settings):
         128,
         gt=0,
         description="least number of each domain's drawn rows, and of its unused ones, that is measured whatever the share (all, if there "
-        "are fewer); small domains need it, many of them cost it",
+        "are fewer); finds better what small domains are made of, and costs it where there are many",
     )
     curvature_fraction: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = Field(
         "auto",
