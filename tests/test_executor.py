@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from rounds_helpers import project, write_rows
 from idealmix import configfile
 from idealmix.comparison import executor as module
 from idealmix.comparison.executor import Executor
+from idealmix.disk import hash_json
 from idealmix.errors import InputError
 from idealmix.methods import load_method
 from idealmix.rounds.loop import opened
@@ -74,6 +76,29 @@ def test_methods_know_the_bounds(tmp_path: Path) -> None:
         most = dict(zip(executor.inputs.domains, executor._problem().most))
         assert most["count"] == pytest.approx(0.4, abs=0.01)
         assert most["swap"] > 1
+
+
+def test_a_proxy_is_of_the_domains_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights are by place; how a training is saved and reported does not touch them."""
+    keys: list[Any] = []
+
+    def kept(self: Any, name: str, title: str, key: Any, produce: Any) -> Any:
+        keys.append(hash_json(key))
+        raise StopIteration
+
+    monkeypatch.setattr(module.SharedPhases, "_do", kept)
+    rule: Any = SimpleNamespace(measures="losses", interval=1, settings=dict)
+    paths = {name: f"{name}/train.jsonl" for name in ("count", "swap")}
+    turned = dict(reversed(paths.items()))
+    changes: list[tuple[dict[str, str], list[str]]] = [
+        (paths, []), (turned, []), (paths, ["training.save_steps=3", "training.report_to=[tensorboard]"])
+    ]  # fmt: skip
+    for domains, set_ in changes:
+        with made(tmp_path, *set_, domains=domains) as executor, contextlib.suppress(StopIteration):
+            executor.phases.adapt(1, rule, steps=2, seed=0, reference=None, weights={})
+    same, other, watched = keys
+    assert other != same
+    assert watched == same
 
 
 def test_one_model_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
