@@ -13,6 +13,7 @@ from idealmix import configfile
 from idealmix.comparison.compare import compare
 from idealmix.comparison.single import run_any
 from idealmix.errors import InputError
+from idealmix.rounds import ending
 from idealmix.rounds.watch import Silent
 
 METHODS = "uniform,random,random-mean,specific,doremi,doge,dynamixsft,regmix,dmo,ideal,ideal-paper,tilted_of_tests:Tilted"
@@ -57,6 +58,7 @@ class Steps(Silent):
     def __init__(self) -> None:
         self.fresh: list[str] = []
         self.notes: list[str] = []
+        self.tables: list[tuple[str, list[str]]] = []
 
     def begin(self, step: str) -> None:
         self._step = step
@@ -67,6 +69,9 @@ class Steps(Silent):
 
     def note(self, text: str) -> None:
         self.notes.append(text)
+
+    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
+        self.tables.append((title, columns))
 
 
 def write(folder: Path, **changes: Any) -> Path:
@@ -223,9 +228,14 @@ def test_another_configuration_in_the_same_folder_is_refused(
         compare(configfile.load(done[0], ["training.learning_rate=0.02"]), ["uniform"], 1, Silent())
 
 
-def test_a_run_by_another_method_has_joint_beside_it(tmp_path: Path) -> None:
+def test_a_run_by_another_method_has_joint_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path, method="temperature", scores={})
-    result = run_any(configfile.load(path), Silent())
+    monkeypatch.setattr(ending, "signatures", lambda story: [f"{len(story.rounds)} rounds"])
+    told = Steps()
+    result = run_any(configfile.load(path), told)
+    assert "2 rounds" in result["warnings"]
+    assert told.tables[-1][0] == "Joint SFT against temperature"
+    assert told.tables[-1][1][-1] == "temperature (round 1)"
     first, second = result["rounds"]
     assert result["method"] == "temperature"
     assert (first["decision"], result["best"]) == ("start", 1)

@@ -60,7 +60,7 @@ def test_the_papers_rule_that_ends_worse_says_so(tmp_path):
     )
     assert result["best"] == 1
     assert "The final mixture is worse than round 0" in result["warnings"][0]
-    assert "lower it, or use method: ideal" in result["warnings"][0]
+    assert "a step of m = 0.9 is too large (lower allocation.m)" in result["warnings"][0]
     assert signatures(story)[0] in result["warned"]
 
 

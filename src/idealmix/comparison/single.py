@@ -16,8 +16,10 @@ from idealmix.errors import InputError
 from idealmix.methods import load_method
 from idealmix.methods.projection import as_allocation
 from idealmix.rounds import tables
+from idealmix.rounds.ending import conclude, finish
 from idealmix.rounds.goal import Goal
-from idealmix.rounds.loop import SEED_STRIDE, Round, Story, finish, judge, opened, run_rounds
+from idealmix.rounds.judgement import judge
+from idealmix.rounds.loop import SEED_STRIDE, Round, Story, opened, run_rounds
 from idealmix.rounds.team import Team
 from idealmix.rounds.watch import Watch
 
@@ -92,8 +94,7 @@ def _tell(config: Config, executor: Executor, final: Final, watch: Watch) -> Sto
         story.scores["base"] = phases.score("", None)
         story.scores["joint"] = phases.score("", joint.trained)
         story.scores["chosen"] = phases.score("", final.trained)
-    phases.materialise(final.mixed)
-    watch.note(state.reason)
+    conclude(story, phases, watch)
     return story
 
 

@@ -18,11 +18,12 @@ from idealmix import configfile
 from idealmix.allocation import Allocation, allocate, start_counts
 from idealmix.config import Config
 from idealmix.decision import Decision, LoopState, next_step, propose
-from idealmix.disk import write_json, write_text
+from idealmix.disk import write_text
 from idealmix.errors import InputError
 from idealmix.influence_matrix import InfluenceMatrix
-from idealmix.rounds import result, tables
+from idealmix.rounds import tables
 from idealmix.rounds.checks import check_before
+from idealmix.rounds.ending import conclude, finish
 from idealmix.rounds.evidence import curves, limits, objective_slopes
 from idealmix.rounds.folder import RunFolder
 from idealmix.rounds.goal import Goal
@@ -30,7 +31,6 @@ from idealmix.rounds.inputs import Inputs, load_inputs
 from idealmix.rounds.judgement import judge
 from idealmix.rounds.outlook import Outlook, outlook
 from idealmix.rounds.phases import UNWATCHED, Evaluated, Mixed, Phases, Trained
-from idealmix.rounds.signatures import signatures
 from idealmix.rounds.team import Team
 from idealmix.rounds.volume import Drawn, mean_volumes
 from idealmix.rounds.watch import Watch
@@ -267,13 +267,7 @@ def tell(config: Config, inputs: Inputs, phases: Phases, watch: Watch) -> Story:
             story.scores["chosen"] = phases.score(f"round-{chosen.index}", chosen.trained)
         else:
             story.scores["chosen"] = story.scores["joint"]
-    for warning in signatures(story):
-        story.warnings.append(warning)
-        watch.warn(warning)
-    phases.materialise(chosen.mixed)
-    if table := tables.final_table(story):
-        watch.table(*table)
-    watch.note(state.reason)
+    conclude(story, phases, watch)
     story.outlook = None if paper else outlook(story, per_row)
     if story.outlook:
         watch.note(story.outlook.text)
@@ -297,21 +291,3 @@ def _train_round(
 
 def _sizes(inputs: Inputs) -> dict[str, int]:
     return {name: len(pool) for name, pool in inputs.domains.items()}
-
-
-def finish(story: Story, inputs: Inputs, folder: RunFolder) -> dict[str, Any]:
-    """Write ``manifest.json``, ``draw.json``, ``result.json`` and the report; returns the result."""
-    content = result.assemble(story, folder)
-    unit, seed = story.config.allocation.budget.unit, story.config.seed
-    drawn = Drawn(inputs.domains, unit, seed)
-    amount = drawn.amount(story.rounds[0].mixed.mixture.counts)
-    write_json(
-        folder.path / "draw.json",
-        {"format": 1, "unit": unit, "seed": seed, "amount": amount, "domains": drawn.to_json()},
-    )
-    write_json(folder.path / "manifest.json", result.manifest(story, inputs))
-    write_json(folder.path / "result.json", content)
-    from idealmix.report.page import write
-
-    write(folder.path)
-    return content

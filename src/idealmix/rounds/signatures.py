@@ -88,15 +88,17 @@ def _reference_share(story: Story, at: Round, matrix: InfluenceMatrix) -> float:
 
 
 def _made_worse(story: Story) -> Iterator[str]:
-    """The paper's rule takes every mixture: it may end with one that its own reference sets call worse."""
+    """All methods but IDEAL take their mixture however it measures: it may be one that the reference sets call worse."""
     if story.state is None or story.state.best == 0:
         return
     best, first = story.rounds[story.state.best], story.rounds[0]
     change = story.goal.difference(best.evaluated.deciding, first.evaluated.deciding)
+    paper = story.config.method == "ideal-paper"
+    why = f"a step of m = {best.m:g} is too large (lower allocation.m), and " if paper else ""
     if p_below(-change.value, *change.error()) < LEVEL:
         yield (
             f"The final mixture is worse than round 0 (the objective rose by {change.value:.4f} ± {change.error()[0]:.4f}): "
-            "allocation.m is too large, and this method rolls nothing back; lower it, or use method: ideal"
+            f"{why}this method rolls nothing back; use method: ideal"
         )
 
 
