@@ -25,7 +25,7 @@ from benchmarks.oracle_gap import many_sources
 from benchmarks.retrainings import BATCH_ROWS, Bed, Suite, train
 from idealmix import config
 from idealmix.allocation import allocate
-from idealmix.allocation.curves import Tried, fit
+from idealmix.allocation.curves import Tried, fit, seed_noise
 from idealmix.data.pools import split_reference
 from idealmix.disk import read_json, write_json
 from idealmix.evaluation.loss import reference_loss
@@ -88,7 +88,7 @@ def _measure(bed: Bed, blends: Mapping[str, Mapping[str, float]], paths: Mapping
     for least, path in paths.items():
         settings = config.Influence(least_rows=least)
         matrix = measure(model, mixture, bed.domains, gradient, settings, record=record)
-        curves, why = fit(matrix, weights, base, [at], at)
+        curves, why = fit(matrix, weights, base, [at], at, seed_noise(base, [at.losses]))
         if curves is None:
             raise RuntimeError(f"no curves: {why}")
         step = allocate(

@@ -29,7 +29,7 @@ import torch
 from benchmarks.retrainings import BATCH_ROWS, Bed, Suite, train
 from idealmix import config
 from idealmix.allocation import allocate
-from idealmix.allocation.curves import Tried, fit
+from idealmix.allocation.curves import Tried, fit, seed_noise
 from idealmix.data.pools import split_reference
 from idealmix.evaluation.loss import reference_loss
 from idealmix.influence_matrix import InfluenceMatrix
@@ -132,7 +132,8 @@ class Lab:
             slopes = slopes_of(matrix, weights)
             if kind == "curves":
                 tried = [self._tried(one) for one in seen]
-                curves, why = fit(matrix, weights, self.base, tried, tried[-1])
+                noise = seed_noise(self.base, [at["deciding"]])
+                curves, why = fit(matrix, weights, self.base, tried, tried[-1], noise)
                 if curves is None:
                     raise RuntimeError(f"no curves: {why}")
         settings = config.Allocation.model_validate(

@@ -14,13 +14,14 @@ from scipy.optimize import minimize
 
 from idealmix import config
 from idealmix.allocation import Allocation, allocate
-from idealmix.allocation.curves import Curves, Tried, attribution, fit, seed_noise
+from idealmix.allocation.curves import SEED_NOISE, Curves, Tried, attribution, fit, seed_noise
 from idealmix.allocation.rules import wanted
 from idealmix.influence_matrix import InfluenceMatrix
 from idealmix.moments import Moments
 from idealmix.slopes import Slopes
 
 NAMES = ("chat", "code", "maths")
+NOISE = dict.fromkeys(("q0", "q1"), SEED_NOISE)
 
 
 def matrix(helped: np.ndarray, error: float = 1e-6) -> InfluenceMatrix:
@@ -97,7 +98,7 @@ def test_nobody_helps_a_set():
 
 
 def test_a_fit_to_several_mixtures_finds_power_and_scale():
-    """Where one mixture leaves the power to what was believed before, three tell it."""
+    """Where one mixture leaves the scale to what was believed before, four tell it."""
     truth = curves(pull=((0, 0.01, 0), (0, 0, 0.05)), power=(0.2, 1.1))
     influence = matrix(np.array([[0, 1.0, 0], [0, 0, 5.0]]))
     base = dict(zip(truth.references, truth.base))
@@ -106,14 +107,14 @@ def test_a_fit_to_several_mixtures_finds_power_and_scale():
         losses = dict(zip(truth.references, truth.losses(np.array(volume, dtype=float)).tolist()))
         seen.append(Tried(dict(zip(NAMES, volume)), losses, runs=50))
     weights = dict.fromkeys(truth.references, 0.5)
-    one, said = fit(influence, weights, base, seen[:1], seen[0])
-    many, _ = fit(influence, weights, base, seen, seen[0])
+    one, said = fit(influence, weights, base, seen[:1], seen[0], NOISE)
+    many, _ = fit(influence, weights, base, seen, seen[0], NOISE)
     assert said == ""
     assert one is not None
     assert many is not None
     assert one.losses(np.array([400.0, 500, 100])) == pytest.approx(list(seen[0].losses.values()), rel=0.02)
     assert many.power == pytest.approx(truth.power, rel=0.1)
-    assert np.abs(np.log(one.power[1] / 1.1)) > 0.3
+    assert (np.abs(np.log(np.array(one.power) / truth.power)) > 0.25).all()
     for one_seen in seen:
         got = many.losses(np.array([one_seen.volumes[name] for name in NAMES], dtype=float))
         assert got == pytest.approx(list(one_seen.losses.values()), rel=0.02)
@@ -129,8 +130,8 @@ def test_a_fit_to_several_mixtures_finds_power_and_scale():
 def test_why_there_are_no_curves(helped, after, why):
     at = Tried(dict.fromkeys(NAMES, 100.0), after)
     base = {"q0": 1.0, "q1": 3.0}
-    assert fit(matrix(np.array(helped)), {"q0": 0.5, "q1": 0.5}, base, [at], at) == (None, why)
-    found, said = fit(matrix(np.array(helped)), {"q0": 1.0, "q1": 0.0}, base, [at], at)
+    assert fit(matrix(np.array(helped)), {"q0": 0.5, "q1": 0.5}, base, [at], at, NOISE) == (None, why)
+    found, said = fit(matrix(np.array(helped)), {"q0": 1.0, "q1": 0.0}, base, [at], at, NOISE)
     assert said == ""
     assert found is not None
     assert found.power[1] == 0.0
@@ -242,16 +243,22 @@ def test_without_curves_equalise_takes_its_place():
 
 
 def test_seed_noise_is_between_what_was_believed_and_what_is_seen():
-    alike = [{"a": 1.0, "b": 2.0}] * 9
-    assert seed_noise(alike[:1]) == pytest.approx(0.05)
-    assert seed_noise(alike) == pytest.approx(0.05 * (4 / 20) ** 0.5)
+    base = {"a": 2.0, "b": 2.0 * np.exp(0.5), "unlearned": 1.0}
+    alike = [{"a": 1.0, "b": 2.0, "unlearned": 1.1}] * 9
+    assert seed_noise(base, alike[:1]) == pytest.approx(dict.fromkeys(base, 0.1))
+    believed = 0.1 * (4 / 12) ** 0.5
+    assert seed_noise(base, alike) == pytest.approx({"a": believed, "b": believed, "unlearned": 0.1})
+    # each set by itself, and as a part of its fall: 0.1 of 0.5 for b
     rng = np.random.default_rng(0)
-    many = [{"a": 2 * np.exp(x), "b": np.exp(y)} for x, y in rng.normal(0, 0.2, (400, 2))]
-    assert seed_noise(many) == pytest.approx(0.2, rel=0.1)
+    many = [
+        {"a": np.exp(x), "b": 2 * np.exp(y), "unlearned": 1.1}
+        for x, y in zip(rng.normal(0, 0.3 * np.log(2), 400), rng.normal(0, 0.1, 400))
+    ]
+    assert seed_noise(base, many) == pytest.approx({"a": 0.3, "b": 0.2, "unlearned": 0.1}, rel=0.1)
 
 
 def test_the_loop_learns_exponents_from_its_rounds(tmp_path):
-    """Capabilities whose powers differ threefold: the first step overshoots, and what it showed mends the second."""
+    """Capabilities whose powers differ threefold: the first step leaves a tenth of the gap, and what it showed halves that again."""
     sizes, powers = {"maths": 0.4, "code": 0.3, "law": 0.6}, {"maths": 0.35, "code": 0.75, "law": 0.2}
 
     def own(name):
@@ -271,10 +278,11 @@ def test_the_loop_learns_exponents_from_its_rounds(tmp_path):
     for one in result["rounds"]:
         counts = np.array([one["counts"][name] for name in sizes])
         behind.append(objective(counts / counts.sum()) - best)
-    assert [one["decision"] for one in result["rounds"]] == ["start", "worse", "better"]
-    assert behind[2] < 0.25 * behind[0]
+    assert [one["decision"] for one in result["rounds"]] == ["start", "better", "leaning"]
+    assert behind[1] < 0.1 * behind[0]
+    assert behind[2] < 0.5 * behind[1]
     powers_seen = [dict(zip(sizes, one["allocation"]["curves"]["power"])) for one in result["rounds"][:2]]
-    assert abs(powers_seen[1]["code"] - 0.75) < 0.05 < abs(powers_seen[0]["code"] - 0.75)
+    assert abs(powers_seen[1]["code"] - 0.75) < 0.6 * abs(powers_seen[0]["code"] - 0.75)
 
 
 def test_a_set_that_training_harms_is_said_and_equalise_goes_on(tmp_path):

@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 
 from idealmix.rounds.outlook import outlook
 
-SIZES = {"maths": 0.9, "code": 0.3, "law": 0.6}
+SIZES = {"maths": 0.2, "code": 2.0, "law": 0.8}
 
 
 def own(name: str):

@@ -14,7 +14,7 @@ from report_helpers import sample
 
 from idealmix import config as schema
 from idealmix.allocation import allocate
-from idealmix.allocation.curves import Tried, fit
+from idealmix.allocation.curves import Tried, fit, seed_noise
 from idealmix.disk import write_json
 from idealmix.errors import InputError
 from idealmix.evaluation.objective import objective_gradient
@@ -108,7 +108,9 @@ class Run:
         curves = None
         if self.rule == "curves":
             start = Tried({name: n * per_row[name] for name, n in self.start.items()}, self.losses)
-            curves, _ = fit(self.matrix, gradient, self.base, [start], start)
+            curves, _ = fit(
+                self.matrix, gradient, self.base, [start], start, seed_noise(self.base, [self.losses])
+            )
         step = allocate(counts, sizes, per_row, slopes, settings, m=settings.m, limits=limits, curves=curves)
         self.limited += "beyond what it may still lose" in step.reason
         return self.drawn.hold(step, budget, settings) if settings.budget.hold else step

@@ -21,13 +21,12 @@ from scipy.optimize import least_squares
 from idealmix.influence_matrix import InfluenceMatrix
 from idealmix.volumes import Array
 
-POWER, POWER_SPREAD = 0.45, 0.5
-"""What p is before any loss is seen, and its log's standard deviation: 0.24 to 0.83 were measured (docs/results/step.md)."""
-SCALE, SCALE_SPREAD = 10.0, 3.0
-"""The same of k: hardly known."""
-SEED_NOISE, SEED_NOISE_DOF = 0.05, 4
-"""Standard deviation of a log loss between training seeds (0.04 to 0.09 were measured at 30,000 tokens), and how much that counts beside
-replicates."""
+SCALE, SCALE_SPREAD = 10.0, 2.0
+"""What k is before a second mixture is seen, and its log's standard deviation; of p nothing is believed. So a fall of the loss, large or
+small, is taken to be as far on its way: 1 % more volume, 0.4 % more of the fall (docs/results/step.md, *What the curves believe*)."""
+SEED_NOISE, SEED_NOISE_DOF = 0.1, 4
+"""Standard deviation of a fall between training seeds, as a part of the fall, and how much that counts beside replicates."""
+SMALLEST_POWER = 1e-9
 LARGEST_POWER = 2.0  # steeper curves make the rule's iteration swing
 
 
@@ -111,7 +110,7 @@ def fit(
     base: Mapping[str, float],
     seen: Sequence[Tried],
     at: Tried,
-    noise: float = SEED_NOISE,
+    noise: Mapping[str, float],
 ) -> tuple[Curves | None, str]:
     """Fit a curve to each reference set of the matrix; one that has no weight and cannot have a curve gets a flat one.
 
@@ -120,7 +119,7 @@ def fit(
         weights: dO/dL_q; of sets that are left out 0.
         base: the untrained model's losses.
         seen: every mixture that was trained so far, `at` among them.
-        noise: standard deviation of a log loss between training seeds (`seed_noise`).
+        noise: standard deviation of the fall of each set's log loss between training seeds, as a part of it (`seed_noise`).
 
     Returns:
         The curves and "", or None and why there are none: no domain is known to help a set, or training did not lower its loss.
@@ -144,7 +143,8 @@ def fit(
         per_unit = np.divide(part, at_n, out=np.zeros_like(part), where=at_n > 0)
         x = np.array([max(per_unit @ np.array([one.volumes[n] for n in names]), 0.0) for one in seen])
         log_fall = np.log(base[q]) - np.log([one.losses[q] for one in seen])
-        p, k = curve(x, log_fall, np.sqrt([one.runs for one in seen]) / noise)
+        whole = np.log(base[q] / at.losses[q])
+        p, k = curve(x, log_fall, np.sqrt([one.runs for one in seen]) / (noise[q] * whole))
         power.append(p)
         pull.append(tuple((k * per_unit).tolist()))
     found = Curves(
@@ -153,22 +153,35 @@ def fit(
     return found, ""
 
 
-def seed_noise(runs: Sequence[Mapping[str, float]]) -> float:
-    """Standard deviation of a log loss between training seeds, over all reference sets alike, from trainings of one mixture."""
-    logs = np.log([[losses[q] for q in runs[0]] for losses in runs])
-    square, dof = float(((logs - logs.mean(axis=0)) ** 2).sum()), (len(runs) - 1) * logs.shape[1]
-    return float(np.sqrt((SEED_NOISE_DOF * SEED_NOISE**2 + square) / (SEED_NOISE_DOF + dof)))
+def seed_noise(base: Mapping[str, float], runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Standard deviation of the fall of each set's log loss between training seeds, as a part of it, from trainings of one mixture."""
+    found = {}
+    for q, before in base.items():
+        falls = np.log(before) - np.log([losses[q] for losses in runs])
+        whole, square, dof = float(falls.mean()), float(((falls - falls.mean()) ** 2).sum()), len(runs) - 1
+        if whole <= 0:  # nothing was learned, so there is no curve
+            square, whole, dof = 0.0, 1.0, 0
+        found[q] = float(
+            np.sqrt((SEED_NOISE_DOF * SEED_NOISE**2 + square / whole**2) / (SEED_NOISE_DOF + dof))
+        )
+    return found
 
 
 def curve(x: Array, log_fall: Array, weight: Array) -> tuple[float, float]:
-    """The most probable p and k of log_fall = p log(1 + k x), by least squares on their logs."""
+    """The most probable p and k of log_fall = p log(1 + k x), by least squares on their logs.
+
+    Args:
+        x, log_fall: of every mixture, (N,), some fall above 0. weight: 1 over each fall's standard deviation, (N,).
+    """
 
     def residuals(logs: Array) -> Array:
         p, k = np.exp(logs)
-        prior = [(logs[0] - np.log(POWER)) / POWER_SPREAD, (logs[1] - np.log(SCALE)) / SCALE_SPREAD]
-        return np.concatenate([(p * np.log1p(k * x) - log_fall) * weight, prior])
+        return np.concatenate(
+            [(p * np.log1p(k * x) - log_fall) * weight, [(logs[1] - np.log(SCALE)) / SCALE_SPREAD]]
+        )
 
-    bounds = ([np.log(1e-3), np.log(1e-6)], [np.log(LARGEST_POWER), np.log(1e9)])
-    found = least_squares(residuals, [np.log(POWER), np.log(SCALE)], bounds=bounds)
+    bounds = ([np.log(SMALLEST_POWER), np.log(1e-6)], [np.log(LARGEST_POWER), np.log(1e9)])
+    start = np.clip(log_fall.max() / np.log1p(SCALE), 2 * SMALLEST_POWER, LARGEST_POWER / 2)
+    found = least_squares(residuals, [np.log(start), np.log(SCALE)], bounds=bounds)
     p, k = np.exp(found.x)
     return float(p), float(k)

@@ -63,12 +63,12 @@ class Trainings:
     Attributes:
         base: the untrained model's, by reference.
         tried: by round; round 0 is the mean of its own and its replicates' losses.
-        noise: standard deviation of a log loss between training seeds.
+        noise: standard deviation of each fall of a log loss between training seeds, as a part of it, by reference.
     """
 
     base: Mapping[str, float]
     tried: Mapping[int, Tried]
-    noise: float
+    noise: Mapping[str, float]
 
     @classmethod
     def of(
@@ -92,7 +92,7 @@ class Trainings:
             tried[index] = Tried(volumes, _means(losses))
         mean = {q: float(np.mean([run[q] for run in start])) for q in start[0]}
         tried[0] = Tried(tried[0].volumes, mean, len(start))
-        return cls(_means(base), tried, seed_noise(start))
+        return cls(_means(base), tried, seed_noise(_means(base), start))
 
     def curves(
         self, matrix: InfluenceMatrix, weights: Mapping[str, float], index: int
