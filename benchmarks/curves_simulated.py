@@ -66,7 +66,7 @@ def fitted(seen: Sequence[tuple[Array, Array, int]]) -> Curves:
         power.append(p)
         pull.append(tuple((k * np.eye(size)[q] / now[q]).tolist()))
     names = tuple(map(str, range(size)))
-    return Curves(names, SKILLS, (0.25,) * 4, tuple(BASE.tolist()), tuple(power), tuple(pull))
+    return Curves(names, SKILLS, (0.25,) * 4, tuple(BASE.tolist()), tuple(power), tuple(pull), (0.0,) * 4)
 
 
 def play(start: Array, m: float, level: float, rng: np.random.Generator) -> Array:
@@ -90,7 +90,7 @@ def play(start: Array, m: float, level: float, rng: np.random.Generator) -> Arra
             everyone,
             m,
             np.nan,
-            lambda c, at=at, curves=curves: curves.gains((1 + c) * at),
+            curves.beside(at),
         )
         new = trained((1 + change) * at, 1)
         z = float(new[1].mean() - seen[kept][1].mean()) / (sd * np.sqrt(1 + 1 / seen[kept][2]))

@@ -3,15 +3,15 @@
 Flows in: the base model's losses, volumes and losses of every trained mixture, influence's attribution. Flows out:
 ``Curves``: gains for each unit of any mixture, for the rule ``curves``. Pure numpy and scipy.
 
-    L_q(n) = L_q(0) (1 + k_q x_q(n))^-p_q,    x_q(n) = sum_i a_qi n_i / N_i,    sum_i a_qi = 1
+    L_q(n) = L_q(0) (1 + k_q x_q(n))^-p_q,    x_q(n) = 1 + sum_i a_qi (n_i / N_i - 1),    sum_i |a_qi| = 1
 
-N: the volumes at which influence was measured; a_qi: domain i's part of what all domains together do for capability q there.
-Influence says who helps whom, the losses say how much is left to gain: neither can do the other's part.
+N: the volumes at which influence was measured; a_qi: domain i's part of what the domains do for capability q there, below 0 where it
+hurts. Influence says who helps whom, the losses say how much is left to gain: neither can do the other's part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -49,6 +49,7 @@ class Curves:
         base: L_q(0), nats per supervised token, (R,).
         power: p_q, (R,).
         pull: k_q a_qi / N_i, per unit of volume, (R, D).
+        apart: k_q (1 - sum_i a_qi), (R,): what training does for a set whatever the mixture. 0 where no domain hurts it.
     """
 
     domains: tuple[str, ...]
@@ -57,6 +58,7 @@ class Curves:
     base: tuple[float, ...]
     power: tuple[float, ...]
     pull: tuple[tuple[float, ...], ...]
+    apart: tuple[float, ...]
 
     def losses(self, volume: Array) -> Array:
         """Predicted losses, (R,), of a mixture (D,)."""
@@ -68,8 +70,16 @@ class Curves:
         slope = np.array(self.base) * power * self._reach(volume) ** (-power - 1)
         return np.array((np.array(self.weights) * slope) @ np.array(self.pull))
 
+    def objective(self, volume: Array) -> float:
+        """The predicted objective of a mixture (D,), up to a constant."""
+        return float(np.array(self.weights) @ self.losses(volume))
+
+    def beside(self, volume: Array) -> Callable[[Array], tuple[float, Array]]:
+        """Objective and gains by relative changes (D,) of a mixture's volumes (D,)."""
+        return lambda change: (self.objective((1 + change) * volume), self.gains((1 + change) * volume))
+
     def _reach(self, volume: Array) -> Array:
-        return 1 + np.maximum(np.array(self.pull) @ volume, 0.0)
+        return 1 + np.maximum(np.array(self.apart) + np.array(self.pull) @ volume, 0.0)
 
     def to_json(self) -> dict[str, Any]:
         """Plain types."""
@@ -79,16 +89,18 @@ class Curves:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Curves:
         """The inverse of `to_json`."""
-        keys = ("domains", "references", "weights", "base", "power")
-        domains, references, weights, base, power = (tuple(data[key]) for key in keys)
-        return cls(domains, references, weights, base, power, tuple(map(tuple, data["pull"])))
+        plain = {key: tuple(data[key]) for key in ("domains", "references", "weights", "base", "power")}
+        # results of before there was `apart` took the parts of a sum that was all there is
+        apart = tuple(data.get("apart") or [0.0] * len(plain["base"]))
+        return cls(**plain, pull=tuple(map(tuple, data["pull"])), apart=apart)
 
 
 def attribution(matrix: InfluenceMatrix, names: Sequence[str], volume: Array) -> Array:
-    """a (R, D): each domain's part of what all domains together do for a reference set; a row of NaN where that is nothing.
+    """a (R, D): each domain's part of what the domains do for a reference set, below 0 where it hurts; absolute values add up to 1.
 
     Of free volumes, on the rows that growth would act on. Entries are shrunk by their errors (positive-part James-Stein)
     towards what an average unit of the mixture does: a domain that cannot be told from the others is taken for one of them.
+    Parts of the sum of absolute values, not of the sum: that is near 0 where domains that hurt undo those that help.
 
     Args:
         volume: of each domain where influence was measured, (D,).
@@ -100,8 +112,8 @@ def attribution(matrix: InfluenceMatrix, names: Sequence[str], volume: Array) ->
     beside = helped - average
     doubt = np.divide(se, np.abs(beside), out=np.full_like(se, np.inf), where=beside != 0)
     helped = average + beside * np.clip(1 - doubt**2, 0.0, 1.0)
-    whole = helped.sum(axis=1, keepdims=True)
-    return np.where(whole > 0, helped / np.where(whole > 0, whole, 1.0), np.nan)
+    whole = np.abs(helped).sum(axis=1, keepdims=True)
+    return np.divide(helped, whole, out=np.zeros_like(helped), where=whole > 0)
 
 
 def fit(
@@ -122,33 +134,32 @@ def fit(
         noise: standard deviation of the fall of each set's log loss between training seeds, as a part of it (`seed_noise`).
 
     Returns:
-        The curves and "", or None and why there are none: no domain is known to help a set, or training did not lower its loss.
+        The curves and "", or None and why there are none: training did not lower the loss on a set that counts.
     """
     names, references = tuple(sorted(at.volumes)), matrix.references
     at_n = np.array([at.volumes[name] for name in names])
     parts = attribution(matrix, names, at_n)
-    power, pull = [], []
+    power, pull, apart = [], [], []
     for q, part in zip(references, parts):
-        why = ""
-        if not np.isfinite(part).all():
-            why = f"no domain is known to help {q}"
-        elif not 0 < at.losses[q] < base[q]:
-            why = f"training did not lower the loss on {q}"
-        if why and weights.get(q, 0.0):
-            return None, why
-        if why:
+        if not 0 < at.losses[q] < base[q]:
+            if weights.get(q, 0.0):
+                return None, f"training did not lower the loss on {q}"
             power.append(0.0)
             pull.append((0.0,) * len(names))
+            apart.append(0.0)
             continue
         per_unit = np.divide(part, at_n, out=np.zeros_like(part), where=at_n > 0)
-        x = np.array([max(per_unit @ np.array([one.volumes[n] for n in names]), 0.0) for one in seen])
+        fixed = float(1 - part.sum())
+        x = np.array([max(fixed + per_unit @ np.array([one.volumes[n] for n in names]), 0.0) for one in seen])
         log_fall = np.log(base[q]) - np.log([one.losses[q] for one in seen])
         whole = np.log(base[q] / at.losses[q])
         p, k = curve(x, log_fall, np.sqrt([one.runs for one in seen]) / (noise[q] * whole))
         power.append(p)
         pull.append(tuple((k * per_unit).tolist()))
+        apart.append(k * fixed)
     found = Curves(
-        names, references, tuple(weights.get(q, 0.0) for q in references), tuple(base[q] for q in references), tuple(power), tuple(pull)
+        names, references, tuple(weights.get(q, 0.0) for q in references), tuple(base[q] for q in references), tuple(power), tuple(pull),
+        tuple(apart),
     )  # fmt: skip
     return found, ""
 

@@ -25,10 +25,12 @@ RETURNS = 0.7
 WITHOUT_CURVES = 3.0
 """Largest m where ``equalise`` takes the place of ``curves``: nothing tells it what a far move costs, and with 7 it overshot
 (docs/results/step.md)."""
-LEAST = 1e-12
-"""Of a gain over the mean, in `curves`: what gains nothing takes what the others' bounds leave."""
+LEAST = 1 / 16
+"""Of a gain over the mean in `curves`, so that a turn shrinks no domain to less than a quarter."""
 TURNS = 300
 """Of the iteration of `curves`: a dozen where domains serve different capabilities, more where they serve the same one."""
+SHORTEST = 1e-6
+"""Part of a turn; where that lowers nothing `curves` has arrived."""
 
 
 def wanted(
@@ -38,7 +40,7 @@ def wanted(
     movers: Mask,
     m: float,
     whole: float,
-    gains: Callable[[Array], Array] | None = None,
+    curves: Callable[[Array], tuple[float, Array]] | None = None,
 ) -> Array:
     """The changes that a rule asks for, (D,): of the movers, and with `curves` of the rest where all movers pull the same way.
 
@@ -48,15 +50,16 @@ def wanted(
         movers: whose slope stands out of its error.
         m: largest relative change.
         whole: the loss's slope when all domains grow alike and nothing gives way (only `equalise` asks).
-        gains: what one more unit of each domain takes off the loss, (D,), at relative changes (D,) of all volumes (only `curves` asks).
+        curves: the objective, and what one more unit of each domain takes off it, (D,), at relative changes (D,) of all volumes
+            (only the rule of that name asks).
     """
     beta = np.zeros(len(slope))
     if not movers.any():
         return beta
     if rule == "curves":
-        if gains is None:
-            raise ValueError("the rule curves needs gains")
-        beta = _along(gains, slope, share, movers, m)
+        if curves is None:
+            raise ValueError("the rule curves needs curves")
+        beta = _along(curves, slope, share, movers, m)
     elif rule == "equalise":
         beta[movers] = _equalise(slope[movers], share[movers], m, whole)
     elif rule == "scaled":
@@ -100,25 +103,39 @@ def _equalise(slope: Array, share: Array, m: float, whole: float) -> Array:
     return fill(share * factor, share / (1 + m), share * (1 + m), float(share.sum())) / share - 1
 
 
-def _along(gains: Callable[[Array], Array], slope: Array, share: Array, movers: Mask, m: float) -> Array:
+def _along(
+    curves: Callable[[Array], tuple[float, Array]], slope: Array, share: Array, movers: Mask, m: float
+) -> Array:
     """To the mixture of equal gains along the curves, within factors 1 + m up or down: the curves' best within reach.
 
     `equalise` jumps there by one power law for all; this walks: volumes times (gain / mean gain)^1/2, again and again, which comes to
-    rest where the gains of all that are not at a bound are equal. Movers trade with each other; where all pull the
-    same way, with the rest, which moves as one.
+    rest where the gains of all that are not at a bound are equal. Where domains hurt, the mean is no scale, and the gains'
+    spread takes its place; a turn that would not lower the objective is shortened. The curves are convex in the volumes (where no
+    loss is back at the base model's), so there is one place to come to. Movers trade with each other; where all pull the same way, with the rest, which moves as one.
     """
     grows = slope[movers] < 0
     rest = ~movers & (share > 0) if grows.all() or not grows.any() else np.zeros(len(share), dtype=bool)
     free = movers | rest
     low, high, total = share[free] / (1 + m), share[free] * (1 + m), float(share[free].sum())
-    factor = np.ones(len(share))
+    factor, length = np.ones(len(share)), 1.0
+    value, gain = curves(factor - 1)
     for _ in range(TURNS):
-        gain = gains(factor - 1)
         if rest.any():
             gain[rest] = gain[rest] @ share[rest] / share[rest].sum()
-        mean = float(gain[free] @ (share * factor)[free]) / total
-        if not mean > 0:
+        now = (share * factor)[free]
+        mean = float(gain[free] @ now) / total
+        scale = max(mean, float(np.abs(gain[free] - mean) @ now) / total)
+        if not scale > 0:
             break
-        pull = np.sqrt(np.clip(gain[free] / mean, LEAST, None))
-        factor[free] = fill((share * factor)[free] * pull, low, high, total) / share[free]
+        pull = np.sqrt(np.maximum(1 + (gain[free] - mean) / scale, LEAST))
+        new, length = factor.copy(), min(1.0, 2 * length)
+        while True:
+            new[free] = fill(now * pull**length, low, high, total) / share[free]
+            lower, ahead = curves(new - 1)
+            if lower < value:
+                break
+            length /= 2
+            if length < SHORTEST:
+                return factor - 1
+        factor, value, gain = new, lower, ahead
     return factor - 1

@@ -83,8 +83,8 @@ def allocate(
     notes = ["stays: its influence's error is not known" if u else note for u, note in zip(unknown, notes)]
     movers = ~np.isnan(slope) & ~gated & (slope != 0)
     share = volume / max(float(volume.sum()), 1e-300)
-    gains = None if curves is None else lambda change: curves.gains((1 + change) * volume)
-    beta = wanted(rule, slope, share, movers, m, slopes.whole, gains)
+    beside = None if curves is None else curves.beside(volume)
+    beta = wanted(rule, slope, share, movers, m, slopes.whole, beside)
     turned = beta * np.nan_to_num(slope) > 0
     notes = [f"{note}, but much less than of the others" if t else note for t, note in zip(turned, notes)]
 

@@ -180,7 +180,7 @@ const Allocation = (() => {
 
   // --- allocation/rules.py ----------------------------------------------------------------------------------------
 
-  const RETURNS = 0.7, TURNS = 300, LEAST = 1e-12;
+  const RETURNS = 0.7, TURNS = 300, LEAST = 1 / 16, SHORTEST = 1e-6;
 
   /** The changes that the movers ask for, of their slopes and shares. */
   const rules = {
@@ -202,27 +202,35 @@ const Allocation = (() => {
     },
   };
 
-  /** What one more unit of each domain takes off the loss, of weights w, by the fitted curves at a volume. */
-  function gainsOf(curves, w, volume) {
-    const steep = curves.pull.map((pull, q) =>
-      w[q] * curves.base[q] * curves.power[q] * Math.pow(1 + Math.max(dot(pull, volume), 0), -curves.power[q] - 1));
-    return volume.map((_, i) => sum(steep.map((s, q) => s * curves.pull[q][i])));
+  /** By the fitted curves at a volume: the objective of weights w, and what one more unit of each domain takes off it. */
+  function onCurves(curves, w, volume) {
+    const reach = curves.pull.map((pull, q) => 1 + Math.max(curves.apart[q] + dot(pull, volume), 0));
+    const loss = reach.map((x, q) => w[q] * curves.base[q] * Math.pow(x, -curves.power[q]));
+    const steep = reach.map((x, q) => w[q] * curves.base[q] * curves.power[q] * Math.pow(x, -curves.power[q] - 1));
+    return [sum(loss), volume.map((_, i) => sum(steep.map((s, q) => s * curves.pull[q][i])))];
   }
 
   /** Changes of all domains, to equal gains along the curves. */
-  function along(gains, slope, share, moves, m) {
+  function along(curves, slope, share, moves, m) {
     const one = moves.every((mover, i) => !mover || slope[i] < 0) || moves.every((mover, i) => !mover || !(slope[i] < 0));
     const rest = moves.map((mover, i) => !mover && share[i] > 0 && one), free = moves.map((mover, i) => mover || rest[i]);
     const picked = xs => xs.filter((_, i) => free[i]), whole = sum(picked(share)), inRest = share.map((s, i) => rest[i] ? s : 0);
-    let factor = share.map(() => 1);
+    const low = picked(share).map(s => s / (1 + m)), high = picked(share).map(s => s * (1 + m));
+    let factor = share.map(() => 1), length = 1, [value, gain] = curves(factor);
     for (let turn = 0; turn < TURNS; turn++) {
-      let gain = gains(factor);
       if (rest.some(x => x)) { const joined = dot(gain, inRest) / sum(inRest); gain = gain.map((g, i) => rest[i] ? joined : g); }
       const now = share.map((s, i) => s * factor[i]), mean = dot(picked(gain), picked(now)) / whole;
-      if (!(mean > 0)) break;
-      const wanted = now.map((x, i) => x * Math.sqrt(Math.max(gain[i] / mean, LEAST)));
-      const filled = fill(picked(wanted), picked(share).map(s => s / (1 + m)), picked(share).map(s => s * (1 + m)), whole);
-      factor = factor.map((f, i) => free[i] ? filled.shift() / share[i] : f);
+      const scale = Math.max(mean, dot(picked(gain).map(g => Math.abs(g - mean)), picked(now)) / whole);
+      if (!(scale > 0)) break;
+      const pull = gain.map(g => Math.sqrt(Math.max(1 + (g - mean) / scale, LEAST)));
+      length = Math.min(1, 2 * length);
+      for (;;) {
+        const filled = fill(picked(now.map((x, i) => x * Math.pow(pull[i], length))), low, high, whole);
+        const next = factor.map((f, i) => free[i] ? filled.shift() / share[i] : f), [lower, ahead] = curves(next);
+        if (lower < value) { factor = next; value = lower; gain = ahead; break; }
+        length /= 2;
+        if (length < SHORTEST) return factor.map(f => f - 1);
+      }
     }
     return factor.map(f => f - 1);
   }
@@ -292,7 +300,7 @@ const Allocation = (() => {
     const share = volume.map(x => x / total);
     let beta = volume.map(() => 0);
     if (at.rule === "curves" && moves.some(x => x))
-      beta = along(factor => gainsOf(at.curves, w, volume.map((x, i) => x * factor[i])), slope, share, moves, choice.m);
+      beta = along(factor => onCurves(at.curves, w, volume.map((x, i) => x * factor[i])), slope, share, moves, choice.m);
     else if (moves.some(x => x)) {
       const asked = rules[at.rule](movers(slope), movers(share), Math.min(choice.m, at.most_m ?? Infinity), dot(w, at.whole));
       beta = moves.map(mover => mover ? asked.shift() : 0);

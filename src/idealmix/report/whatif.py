@@ -167,8 +167,9 @@ def _curves(curves: Curves, names: list[str], references: list[str]) -> dict[str
         [has.index(name) for name in wanted]
         for has, wanted in ((curves.references, references), (curves.domains, names))
     )
+    by_set = {"base": curves.base, "power": curves.power, "apart": curves.apart}
     pull = np.array(curves.pull)[np.ix_(q, d)]
-    return {"base": [curves.base[i] for i in q], "power": [curves.power[i] for i in q], "pull": pull.tolist()}
+    return {**{key: [values[i] for i in q] for key, values in by_set.items()}, "pull": pull.tolist()}
 
 
 def _bound(bound: float | Mapping[str, float], names: list[str], default: float) -> list[float]:

@@ -53,11 +53,8 @@ def outlook(story: Story, per_row: Mapping[str, float]) -> Outlook | None:
     volume = np.array([best.mixed.mixture.counts[name] * per_row[name] for name in found.domains])
     share, gain = volume / volume.sum(), found.gains(volume)
     slope = -share * (gain - gain @ share)
-    change = wanted(
-        "curves", slope, share, share > 0, settings.m, math.nan, lambda beta: found.gains((1 + beta) * volume)
-    )
-    weights = np.array(found.weights)
-    expected = float(weights @ (found.losses((1 + change) * volume) - found.losses(volume)))
+    change = wanted("curves", slope, share, share > 0, settings.m, math.nan, found.beside(volume))
+    expected = found.objective((1 + change) * volume) - found.objective(volume)
     visible = float(stdtrit(finite_dof(judged[-1].dof), 1 - LEVEL)) * judged[-1].se
     said = (
         f"By the learning curves of all rounds a further step would change the objective by {expected:+.4f}; changes from {visible:.4f} "
