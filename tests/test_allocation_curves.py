@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 
 from idealmix import config
 from idealmix.allocation import Allocation, allocate
-from idealmix.allocation.curves import SEED_NOISE, Curves, Tried, attribution, fit, seed_noise
+from idealmix.allocation.curves import SEED_NOISE, Curves, Tried, attribution, curve, fit, seed_noise
 from idealmix.allocation.rules import wanted
 from idealmix.influence_matrix import InfluenceMatrix
 from idealmix.moments import Moments
@@ -144,6 +144,33 @@ def test_a_fit_to_several_mixtures_finds_power_and_scale():
     for one_seen in seen:
         got = many.losses(np.array([one_seen.volumes[name] for name in NAMES], dtype=float))
         assert got == pytest.approx(list(one_seen.losses.values()), rel=0.02)
+
+
+def test_a_curve_is_the_most_probable_one():
+    """By brute force: squares of the misfits over their errors, and of log k / 10 over 2; of p nothing is believed."""
+    x, fall, weight = np.array([1.0, 3.0]), np.array([0.6, 0.63]), np.array([20.0, 10.0])
+    p, k = np.meshgrid(np.geomspace(0.01, 1.9, 700), np.geomspace(0.5, 1e4, 700))
+    misfit = sum(((p * np.log1p(k * a) - f) * w) ** 2 for a, f, w in zip(x, fall, weight))
+    best = np.argmin(misfit + (np.log(k / 10) / 2) ** 2)
+    assert curve(x, fall, weight) == pytest.approx((p.flat[best], k.flat[best]), rel=0.02)
+    assert k.flat[best] > 30  # the second mixture speaks against the belief, and does not settle it
+    assert curve(x[:1], fall[:1], weight[:1])[1] == pytest.approx(10, rel=1e-3)
+
+
+def test_a_small_fall_is_as_far_on_its_way_as_a_large_one():
+    """The same shape a tenth as high has the same k, after one mixture and after two."""
+    influence = matrix(np.array([[5.0, 1.0, 0.0], [5.0, 1.0, 0.0]]))
+    base = {"q0": 4.0, "q1": 4.0}
+    seen = [
+        Tried(dict(zip(NAMES, volume)), {"q0": 4 * np.exp(-fall), "q1": 4 * np.exp(-fall / 10)})
+        for volume, fall in (((100, 300, 200), 1.0), ((300, 100, 200), 1.2))
+    ]
+    for n in (1, 2):
+        found, _ = fit(influence, dict.fromkeys(base, 0.5), base, seen[:n], seen[0], NOISE)
+        assert found is not None
+        assert found.pull[1] == pytest.approx(found.pull[0], rel=1e-3)
+        assert found.power[1] == pytest.approx(found.power[0] / 10, rel=1e-3)
+    assert sum(np.array(found.pull[0]) * [100, 300, 200]) > 15  # what the second tells counts
 
 
 def test_why_there_are_no_curves():
