@@ -104,6 +104,12 @@ def bomb() -> bytes:
 
 
 config("no such file", "this configuration file does not exist", gone)
+config("an output below a file", "config.yaml is a file, not a folder", "output=config.yaml/run")
+config("a misspelt block in an override", "--set, traning: unknown key 'traning'", "traning.epochs=2")
+config(
+    "an override that the data refuse", "--set, allocation.budget.size", "allocation.budget.size=100000000"
+)
+config("a block that is nothing", "tests.count: a block of keys belongs here", "tests.count=null")
 config("a folder in its place", "cannot read this configuration", as_folder)
 config("an empty file", "this configuration is empty", whole(b""))
 config("only comments", "this configuration is empty", whole(b"# nothing\n"))
@@ -437,7 +443,7 @@ data(
 )
 data("no messages", "'messages' is an empty list", rows({"messages": []}))
 data("messages as text", "'messages' is str, not a list of turns", rows({"messages": "Hello"}))
-data("a message that is text", "a message is str", rows({"messages": ["Hello"]}))
+data("a message that is text", "a message is str, not a mapping", rows({"messages": ["Hello"]}))
 data("a message without a role", "a message is an object", rows({"messages": [{"content": "a"}]}))
 data("an unknown role", "unknown role 'robot'", rows({"messages": [{"role": "robot", "content": "a"}]}))
 data("a role that is a list", "unknown role []", rows({"messages": [{"role": [], "content": "a"}]}))

@@ -89,7 +89,7 @@ def run(
     if dry_run:
         from idealmix.rounds.checks import check_all
 
-        with watching(as_json) as (terminal, team), located(config):
+        with watching(as_json) as (terminal, team), located(config, overrides):
             facts = check_all(settings, terminal, team).facts()
         if as_json:
             _print_json({"config": settings.model_dump(mode="json"), "data": facts})
@@ -110,7 +110,7 @@ def run(
 
     with (
         watching(as_json, resume=_again("run", str(config), overrides)) as (terminal, team),
-        located(config),
+        located(config, overrides),
     ):
         result = run_any(settings, terminal, team)
     if team.leads:
@@ -137,11 +137,19 @@ def compare(
     from idealmix.comparison.tables import comparison_tables
 
     settings = configfile.load(config, overrides or [])
-    names = [name.strip() for name in methods.split(",") if name.strip()] if methods else list(DEFAULT)
+    names = (
+        list(DEFAULT) if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
+    )
+    if not names:
+        raise InputError(
+            "no method is named",
+            where="--methods",
+            mend=f"leave it out for {','.join(DEFAULT)}, or name some",
+        )
     asked = ["compare", str(config), *(["--methods", methods] if methods else []), "--seeds", str(seeds)]
     with (
         watching(as_json, resume=_again(*asked, overrides)) as (terminal, team),
-        located(config),
+        located(config, overrides),
     ):
         content = compare(settings, names, seeds, terminal, team)
         for table in comparison_tables(content):
@@ -177,6 +185,12 @@ def influence(
     settings = configfile.load(config, overrides or [])
     path = output or Path(settings.output) / "influence.json"
     # before the measurement, not after it
+    if mixture is not None and not mixture.is_file():
+        raise InputError(
+            f"there is no file {mixture}",
+            where="--mixture",
+            mend="give the mixture.json in the folder of the round that the checkpoint was trained in",
+        )
     if path.is_dir():
         raise InputError(
             "this is a folder, and one file is written",
@@ -187,7 +201,7 @@ def influence(
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"this folder cannot be made: {error.strerror}", where=str(path.parent)) from None
-    with watching(as_json) as (terminal, team), located(config):
+    with watching(as_json) as (terminal, team), located(config, overrides):
         matrix = measure_checkpoint(settings, model, mixture, terminal)
         team.lead(lambda: matrix.write(path))
     if not team.leads:
@@ -215,7 +229,7 @@ def plan(
     from idealmix.plan.command import plan_config
 
     settings = configfile.load(config, overrides or [])
-    with watching(as_json) as (terminal, _), located(config):
+    with watching(as_json) as (terminal, _), located(config, overrides):
         found = plan_config(settings, machine, terminal)
     if as_json:
         _print_json(found.to_json())
@@ -249,12 +263,14 @@ def diagnose(
         ),
     ] = None,
     seeds: Annotated[
-        int, typer.Option("--seeds", min=0, help="--stability: other seeds of the measurement.")
-    ] = 2,
+        int | None, typer.Option("--seeds", min=0, help="--stability: other seeds of the measurement (2).")
+    ] = None,
     trainings: Annotated[
-        int,
-        typer.Option("--trainings", min=0, help="--stability: other seeds of the training, trained anew."),
-    ] = 0,
+        int | None,
+        typer.Option(
+            "--trainings", min=0, help="--stability: other seeds of the training, trained anew (0)."
+        ),
+    ] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -277,12 +293,31 @@ def diagnose(
             f"{'nothing' if not chosen else 'more than one question'} to diagnose was chosen",
             mend=f"give one of {', '.join(f'--{name}' for name in asked)}",
         )
+    for option, given, of in (
+        ("--rows", rows, ("noise", "fidelity")),
+        ("--seeds", seeds, ("stability",)),
+        ("--trainings", trainings, ("stability",)),
+    ):
+        if given is not None and chosen[0] not in of:
+            raise InputError(
+                f"--{chosen[0]} does not use it",
+                where=option,
+                mend=f"leave it out; it belongs to {' and '.join(f'--{name}' for name in of)}",
+            )
     from idealmix import configfile
+    from idealmix.diagnose.command import SEEDS
     from idealmix.diagnose.command import diagnose as ask
 
     settings = configfile.load(config, overrides or [])
-    with watching(as_json) as (terminal, _), located(config):
-        answer, page = ask(settings, chosen[0], terminal, rows, seeds=seeds, trainings=trainings)
+    with watching(as_json) as (terminal, _), located(config, overrides):
+        answer, page = ask(
+            settings,
+            chosen[0],
+            terminal,
+            rows,
+            seeds=SEEDS if seeds is None else seeds,
+            trainings=trainings or 0,
+        )
         answer.show(terminal)
     if as_json:
         _print_json(answer.to_json())
@@ -295,6 +330,12 @@ def report(path: RunPath, as_json: AsJson = False) -> None:
     """Write a run's report.html again."""
     from idealmix.report.page import write
 
+    if not (path / "result.json").is_file():
+        raise InputError(
+            "no run has ended in this folder",
+            where=str(path),
+            mend="give the folder that `idealmix run` wrote to (its config's `output`); of one that is going `idealmix view` shows the page",
+        )
     page = write(path)
     if as_json:
         _print_json({"report": str(page)})

@@ -7,7 +7,7 @@ lost process one message and exit status 1; of an error about a configuration ke
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,11 +65,11 @@ def watching(as_json: bool, resume: str | None = None) -> Iterator[tuple[Termina
 
 
 @contextmanager
-def located(config: Path) -> Iterator[None]:
-    """Errors about a configuration key get the file and line of that key."""
+def located(config: Path, overrides: Sequence[str] | None) -> Iterator[None]:
+    """Errors about a configuration key get the file and line of that key, or the override that set it."""
     from idealmix import configfile
 
     try:
         yield
     except InputError as error:
-        raise configfile.locate(error, config) from error
+        raise configfile.locate(error, config, overrides or ()) from error

@@ -154,6 +154,10 @@ def _explain(error: Mapping[str, Any]) -> Problem:
     if kind == "missing":
         return location, "this key is required"
     given = error.get("input")
+    if kind in ("model_type", "model_attributes_type", "dataclass_type"):
+        message = "a block of keys belongs here, or leave it out"
+    elif kind == "dict_type":
+        message = "a block of names with values belongs here"
     if isinstance(given, str | int | float | bool):
         message = f"{message}; found {given!r}"
     return location, message[0].lower() + message[1:]

@@ -16,7 +16,7 @@ import yaml
 
 from idealmix.config import Config
 from idealmix.configchecks import PAPER, examine, place
-from idealmix.configlines import Location, apply, parse
+from idealmix.configlines import OVERRIDE, Location, apply, parse
 from idealmix.errors import InputError
 
 _LOCAL_SUFFIXES = {".jsonl", ".json", ".csv", ".parquet"}
@@ -66,19 +66,22 @@ def from_mapping(
     return resolve(check(data, lines, origin=origin), folder)
 
 
-def locate(error: InputError, path: str | Path) -> InputError:
-    """The same error with the file and line of the configuration key that it names, if the file holds that key.
+def locate(error: InputError, path: str | Path, overrides: Sequence[str] = ()) -> InputError:
+    """The same error with the file and line of the configuration key that it names, if the file or an override holds that key.
 
     Errors that only the data, the model or the trainer can reveal know the key, not the line.
     """
     try:
-        _, lines = parse(Path(path).read_text(encoding="utf-8-sig"), Path(path))
+        data, lines = parse(Path(path).read_text(encoding="utf-8-sig"), Path(path))
+        for override in overrides:
+            apply(override, data, lines)
     except (OSError, UnicodeDecodeError, InputError):
         return error
     keys: Location = tuple((error.where or "").split("."))
     for end in range(len(keys), 0, -1):
         if keys[:end] in lines:
-            where = f"{path}, {lines[keys[:end]]}, {error.where}"
+            line = lines[keys[:end]]
+            where = f"{line}, {error.where}" if line == OVERRIDE else f"{path}, {line}, {error.where}"
             return type(error)(error.what, where=where, mend=error.mend)
     return error
 

@@ -15,6 +15,8 @@ from idealmix.errors import InputError
 
 Location = tuple[str | int, ...]
 
+OVERRIDE = "--set"
+"""The line of a key that no line of the file holds."""
 _DEEPEST = 32
 
 
@@ -154,13 +156,14 @@ def apply(override: str, data: dict[str, Any], lines: dict[Location, str]) -> No
             _refuse_bombs(node, Path(f"--set {key}"))
         value = _plain(node, (), {}, Path(f"--set {key}")) if node is not None else text
     target: Any = data
-    for part in keys[:-1]:
+    for end, part in enumerate(keys[:-1], start=1):
         if target.get(part) is None:
             target[part] = {}
+            lines[keys[:end]] = OVERRIDE
         elif isinstance(target[part], str):  # `mathematics: file` is short for {path: file}
             target[part] = {"path": target[part]}
         target = target[part]
         if not isinstance(target, dict):
             raise InputError(f"--set {override!r}: {part!r} is not a block of keys")
     target[keys[-1]] = value
-    lines[keys] = "--set"
+    lines[keys] = OVERRIDE

@@ -207,7 +207,11 @@ def _messages(value: Any, place: str) -> Messages:
 
 def _message(message: Any, place: str) -> dict[str, Any]:
     if not isinstance(message, Mapping) or "role" not in message:
-        raise InputError(f"a message is {_kind(message)}", where=place, mend="give it 'role' and 'content'")
+        raise InputError(
+            f"a message is {_kind(message)}, not a mapping with 'role' and 'content'",
+            where=place,
+            mend="a list holds messages, such as {role: user, content: ...}; what is one text is given as text",
+        )
     role = message["role"]
     if not isinstance(role, str) or role not in _ROLES:
         raise InputError(

@@ -27,6 +27,7 @@ from idealmix.evaluation.set_loss import SetLoss
 from idealmix.influence_matrix import InfluenceMatrix
 from idealmix.influence_rows import Measured
 from idealmix.influence_stage import measure_rows
+from idealmix.rounds.checks import check_before
 from idealmix.rounds.evidence import Trainings, slopes_of
 from idealmix.rounds.folder import SEARCH, RunFolder
 from idealmix.rounds.goal import Goal
@@ -233,6 +234,7 @@ def _of_search(config: Config) -> Config:
 
 def _train(config: Config, inputs: Inputs, watch: Watch) -> Path:
     """Round 0, mixed, trained and evaluated by the run's own phases, so that a run finds them done."""
+    check_before(config, inputs)
     folder = RunFolder(Path(config.output), watch.warn)
     with contextlib.ExitStack() as held:
         claim(folder, config, held)

@@ -5,10 +5,12 @@ Flows in: a resolved configuration and its data. Flows out: nothing, or the erro
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from idealmix.config import Config
 from idealmix.data.mixture import draw
+from idealmix.errors import InputError
 from idealmix.methods import load_method
 from idealmix.rounds.folder import RunFolder
 from idealmix.rounds.inputs import Inputs, load_inputs
@@ -20,14 +22,16 @@ def check_all(config: Config, watch: Watch, team: Team) -> Inputs:
     """Everything that shows without the model's weights; of a run with ``search``, the search too.
 
     Raises:
-        InputError: what `load_inputs` and `check_before` refuse, a mixture that cannot be drawn or dealt into steps, something
-            that the method lacks.
+        InputError: what `load_inputs`, `check_before` and `check_output` refuse, a folder that holds another run, a mixture that
+            cannot be drawn or dealt into steps, something that the method lacks.
     """
     from idealmix.comparison.executor import Executor  # above this room, as the run itself is
     from idealmix.comparison.smaller import smaller
-    from idealmix.rounds.loop import start_mixture_counts
+    from idealmix.rounds.loop import on_the_way, refuse_another, start_mixture_counts
     from idealmix.training.order import plan_steps
 
+    check_output(Path(config.output))
+    refuse_another(Path(config.output), config, on_the_way)
     watch.begin("reading the data")
     inputs = load_inputs(config, watch)
     watch.end(0.0, reused=False)
@@ -52,6 +56,21 @@ def check_all(config: Config, watch: Watch, team: Team) -> Inputs:
         else:
             executor.check(load_method(config.method, config.methods.get(config.method)))
     return inputs
+
+
+def check_output(output: Path) -> None:
+    """Whether a run folder can be made, or written to where it is; nothing is written.
+
+    Raises:
+        InputError: something on its way is no folder, or may not be written to.
+    """
+    there = next(place for place in (output, *output.parents) if place.exists())
+    if not there.is_dir():
+        raise InputError(f"{there} is a file, not a folder", where="output", mend="set another `output`")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(
+            f"the folder {there} may not be written to", where="output", mend="set another `output`"
+        )
 
 
 def check_before(config: Config, inputs: Inputs) -> None:

@@ -76,7 +76,7 @@ def load_inputs(config: Config, watch: Watch) -> Inputs:
     Raises:
         InputError: a file, row, name or overlap is wrong (see `idealmix.data`), or a training setting.
     """
-    from idealmix.data.leaks import check_leaks
+    from idealmix.data.leaks import alike, check_leaks
     from idealmix.data.pools import load_pool, split_reference
     from idealmix.data.tokenise import Encoder
     from idealmix.evaluation.scores import check_rows, check_score
@@ -103,6 +103,9 @@ def load_inputs(config: Config, watch: Watch) -> Inputs:
         for warning in pool.report.warnings:
             watch.warn(f"{block}.{name}: {warning}")
     check_leaks(pools["domains"], pools["references"], pools["tests"])
+    for name, text in alike(pools["domains"]):
+        reports[f"domains.{name}"]["warnings"].append(text)
+        watch.warn(f"domains.{name}: {text}")
     halves = {}
     for name, pool in pools["references"].items():
         if len(pool) < 4:
