@@ -137,7 +137,7 @@ def test_reference_halves(tmp_path):
 def test_overlaps_are_refused_all_at_once(tmp_path):
     domain = made(tmp_path, "domain", ["What is 2?", "How?", "Why?"])
     clean = made(tmp_path, "clean", ["Where?"])
-    reference = made(tmp_path, "reference", ["what  is 2?\n", "When?", "WHY?"])
+    reference = made(tmp_path, "reference", ["When?", "what  is 2?\n", "WHY?"])
     check_leaks({"a": domain}, {"b": clean}, {"c": made(tmp_path, "test", ["Who?"])})
     with pytest.raises(InputError) as error:
         check_leaks(
@@ -145,7 +145,7 @@ def test_overlaps_are_refused_all_at_once(tmp_path):
         )
     text = str(error.value)
     assert (
-        "2 of 3 rows of references.b stand in domains.a (2 rows there): row/0, row/2 = row/0, row/2" in text
+        "2 of 3 rows of references.b stand in domains.a (2 rows there): row/1, row/2 = row/0, row/2" in text
     )
     assert "1 of 2 rows of tests.c stand in domains.e" in text
     assert "1 of 3 rows of references.b stand in tests.c" in text
